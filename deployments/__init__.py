@@ -1,0 +1,1 @@
+"""The Ray Serve application; the only package that imports ray or fastapi."""

@@ -1,0 +1,134 @@
+"""The one file that binds: `args` of the Serve config in, the application out."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+
+from deployments.batch_ingress import BatchIngress
+from deployments.event_collector import EventCollector
+from deployments.pool_policy import PoolLimits
+from deployments.routes import Settings
+from deployments.variant_executor import VariantExecutor
+from wtb_core.data import DataDir
+
+logger = logging.getLogger("ray.serve")
+
+SHUTDOWN_TIMEOUT_S = 120.0
+HEALTH_CHECK_S = 2.0
+DRAIN_LOOP_S = 0.2
+HEAD_NODE = {"node:__internal_head__": 0.001}
+
+
+class _Args(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, raw: Any) -> Any:
+        if isinstance(raw, dict):
+            unknown = sorted(set(raw) - set(cls.model_fields))
+            if unknown:
+                known = ", ".join(cls.model_fields)
+                raise ValueError(f"unknown keys in args: {', '.join(unknown)}; known are: {known}")
+        return raw
+
+
+class ExecutorArgs(_Args):
+    """The executor pool. `slots` executions run at once in a replica."""
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=2, ge=1)
+    slots: int = Field(default=4, ge=1)
+    max_queued: int = Field(default=16, ge=1)
+    num_cpus: float = Field(default=0.5, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ExecutorArgs":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("executor.min_replicas is larger than executor.max_replicas")
+        if self.max_queued < self.slots:
+            raise ValueError(
+                "executor.max_queued is smaller than executor.slots; the pool would never grow"
+            )
+        return self
+
+
+class AppArgs(_Args):
+    """The `args` of an application in a Serve config. Relative paths start at `root`."""
+
+    root: str | None = None
+    data_dir: str = ".wtb"
+    projects: list[str] = ["examples/*/project.yaml"]
+    max_pending_executions: int = Field(default=100_000, ge=1)
+    max_body: int = Field(default=64 * 1024**2, ge=1024)
+    executor: ExecutorArgs = ExecutorArgs()
+
+
+def build_app(args: AppArgs) -> Application:
+    """The application for `args`; nothing is started here."""
+    root = Path(args.root or os.environ.get("WTB_ROOT") or ".").resolve()
+    data = DataDir(root / args.data_dir)
+    logger.info("paths are relative to %s, data is in %s", root, data.path)
+    pool = args.executor
+    limits = PoolLimits(pool.slots, pool.min_replicas, pool.max_replicas, pool.max_queued)
+    settings = Settings(
+        data_dir=str(data.path),
+        root=str(root),
+        projects=args.projects,
+        max_pending_executions=args.max_pending_executions,
+        max_body_bytes=args.max_body,
+    )
+    data.create()
+    router = RequestRouterConfig.model_validate({"initial_backoff_s": 0.01, "max_backoff_s": 0.05})
+    shared: dict[str, Any] = {
+        "health_check_period_s": HEALTH_CHECK_S,
+        "graceful_shutdown_wait_loop_s": DRAIN_LOOP_S,
+        "request_router_config": router,
+    }
+    deployment = cast("Any", serve.deployment)  # its overloads do not know classes with options
+    collector = deployment(
+        EventCollector,
+        num_replicas=1,
+        max_ongoing_requests=1_000,
+        max_queued_requests=2_000,
+        ray_actor_options={"num_cpus": 0.1, "resources": HEAD_NODE},
+        graceful_shutdown_timeout_s=10.0,
+        **shared,
+    ).bind(data.store_url, args.max_pending_executions)
+    executor = deployment(
+        VariantExecutor,
+        max_ongoing_requests=pool.slots,
+        max_queued_requests=pool.max_queued,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=pool.min_replicas,
+            max_replicas=pool.max_replicas,
+            target_ongoing_requests=pool.slots,
+            metrics_interval_s=0.5,
+            look_back_period_s=1.0,
+            upscale_delay_s=0.5,
+            downscale_delay_s=60.0,
+            policy=AutoscalingPolicy(
+                policy_function="deployments.pool_policy:never_shrink_while_busy"
+            ),
+        ),
+        ray_actor_options={"num_cpus": pool.num_cpus},
+        graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT_S,
+        **shared,
+    ).bind(collector, str(data.path))
+    ingress = deployment(
+        serve.ingress()(BatchIngress),
+        name="BatchIngress",
+        num_replicas=1,
+        max_ongoing_requests=500,
+        max_queued_requests=200,
+        ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_timeout_s=10.0,
+        **shared,
+    )
+    return ingress.bind(collector, executor, settings, limits)

@@ -1,0 +1,87 @@
+"""Errors as RFC 9457 problem documents: one table from our errors to HTTP."""
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from wtb_core import errors
+from wtb_core.specs import format_path
+
+STATUS: dict[type[errors.WtbError], HTTPStatus] = {
+    errors.InvalidSpec: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.Conflict: HTTPStatus.CONFLICT,
+    errors.TooManyPending: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.ProjectError: HTTPStatus.UNPROCESSABLE_ENTITY,
+}
+
+
+def problem(
+    status: int,
+    kind: str,
+    detail: str,
+    *,
+    headers: dict[str, str] | None = None,
+    **extra: Any,
+) -> Response:
+    """A problem document. `type` is `about:blank#` and the kind of problem."""
+    body = {
+        "type": f"about:blank#{kind}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        **extra,
+    }
+    content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
+    return Response(content, status, headers, media_type="application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Make every error answer of `app` a problem document."""
+    app.add_exception_handler(errors.WtbError, _on_wtb_error)
+    app.add_exception_handler(RequestValidationError, _on_bad_parameter)
+    app.add_exception_handler(HTTPException, _on_http_error)
+
+
+async def _on_wtb_error(_: Request, error: Exception) -> Response:
+    status, cls = next(
+        ((status, cls) for cls, status in STATUS.items() if isinstance(error, cls)),
+        (HTTPStatus.INTERNAL_SERVER_ERROR, errors.WtbError),
+    )
+    extra: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    if isinstance(error, errors.InvalidSpec):
+        extra["problems"] = [p._asdict() for p in error.problems]
+    if isinstance(error, errors.InvalidRequest):
+        extra["problems"] = [{"path": error.parameter, "message": error.message}]
+    if isinstance(error, errors.TooManyPending | errors.Unavailable):
+        headers["Retry-After"] = str(error.retry_after_s)
+    return problem(status, _kind(cls), str(error), headers=headers, **extra)
+
+
+async def _on_bad_parameter(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = [
+        {"path": format_path(tuple(fault["loc"][1:])), "message": fault["msg"]}
+        for fault in error.errors()
+    ]
+    detail = "; ".join(f"{item['path']}: {item['message']}" for item in problems)
+    return problem(422, "invalid-request", detail, problems=problems)
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    return problem(error.status_code, "http", str(error.detail), headers=headers)
+
+
+def _kind(cls: type[errors.WtbError]) -> str:
+    """`InvalidSpec` as `invalid-spec`."""
+    return "".join(f"-{c.lower()}" if c.isupper() else c for c in cls.__name__).lstrip("-")

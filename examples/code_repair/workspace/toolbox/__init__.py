@@ -1,0 +1,1 @@
+"""Eighteen small functions, each module with one bug in it."""

@@ -1,0 +1,90 @@
+"""What one attempt at an execution is given, and what comes out of it.
+
+An `Assignment` is the answer to a claim; an `Outcome` is what the engine makes of it. Both cross
+process boundaries as JSON.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from wtb_core.specs import Case, FailureKind, Limits, Variant, Workspace
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Assignment(_Message):
+    """One attempt, complete: whoever holds it needs nothing else to run it.
+
+    `attempt` counts from 1 and is also the fence of the attempt's checkpoints.
+    """
+
+    execution_id: str
+    batch_id: str
+    attempt: int
+    project: str
+    project_version: str
+    variant: Variant
+    case: Case
+    repetition: int
+    evaluators: list[str]
+    limits: Limits
+    workspace: Workspace
+    resumed_from: str | None = None
+
+
+class Failure(_Message):
+    """Why an attempt did not succeed. The text fields are data from user code."""
+
+    kind: FailureKind
+    reason: str
+    error_type: str | None = None
+    message: str | None = None
+    node: str | None = None
+    traceback: str | None = None
+
+
+class NodeRun(_Message):
+    """One node's run in one superstep; times in milliseconds since the attempt's start."""
+
+    name: str
+    superstep: int
+    start_ms: int
+    end_ms: int | None = None
+    error: str | None = None
+
+
+class Evaluation(_Message):
+    """What the evaluators said. A metric that could not be computed is null in `scores`."""
+
+    scores: dict[str, float | None] = {}
+    comments: dict[str, str] = {}
+    errors: dict[str, str] = {}
+
+
+class Outcome(_Message):
+    """The end of one attempt.
+
+    `output` is JSON text. `stdout` and `stderr` are blob digests, null when nothing was written.
+    `start` says whether the process was forked from the warm zygote or was a new interpreter, and
+    `start_reason` why it was not forked.
+    """
+
+    status: Literal["succeeded", "failed", "cancelled"]
+    failure: Failure | None = None
+    output: str | None = None
+    evaluation: Evaluation = Evaluation()
+    duration_ms: int = 0
+    node_count: int = 0
+    checkpoint_count: int = 0
+    cpu_ms: int | None = None
+    peak_rss_bytes: int | None = None
+    nodes: list[NodeRun] = []
+    stdout: str | None = None
+    stderr: str | None = None
+    start: Literal["fork", "fresh"] = "fork"
+    start_reason: str | None = None
+    isolation: dict[str, Any] = {}
+    usage: dict[str, dict[str, float]] = {}

@@ -1,0 +1,249 @@
+"""Every error this package raises on purpose.
+
+    WtbError
+    ├── InvalidSpec          a batch spec with its problems, each with a path
+    ├── InvalidRequest       a parameter of a call is wrong
+    ├── NotFound             no such batch, execution, project or file
+    ├── Conflict             the idempotency key belongs to another spec
+    ├── TooManyPending       admission: the limit of waiting executions is reached
+    ├── RequestRefused       a server's answer that fits none of the others
+    ├── Unavailable          the service cannot answer now; the same call may succeed later
+    ├── ProjectError         a project file or its code cannot be used
+    ├── SetupError           an execution's process or workspace cannot be made
+    ├── StaleEpoch           another collector has taken over the store
+    ├── FenceError           a newer attempt has taken over the execution's checkpoints
+    ├── ThreadRefused        a session reached for a thread that is not its own
+    ├── GraphError           a graph cannot be built as the variant asks
+    ├── WireError            a frame between processes is too large or no frame at all
+    ├── InvalidOutput        a value has no honest JSON form
+    └── IllegalTransition    an input that a state does not allow
+
+Errors cross process boundaries, so each one pickles: the constructor hands exactly its
+arguments to `super().__init__` and the text is made in `__str__`. An exception raised by a user's
+graph is data (type, message, traceback) and never appears here.
+"""
+
+from typing import NamedTuple
+
+
+class Problem(NamedTuple):
+    """One fault in something a user wrote: where it is and what to do about it."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class WtbError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class InvalidSpec(WtbError):
+    """A batch spec that cannot be accepted; nothing of it was stored."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__(problems)
+        self.problems = [Problem(*problem) for problem in problems]
+
+    def __str__(self) -> str:
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        count = len(self.problems)
+        return f"the spec has {count} problem{'s' if count != 1 else ''}:\n{lines}"
+
+
+class InvalidRequest(WtbError):
+    """A parameter of a call is wrong."""
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(parameter, message)
+        self.parameter = parameter
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.parameter}: {self.message}"
+
+
+class NotFound(WtbError):
+    """What was asked for does not exist."""
+
+    def __init__(self, noun: str, key: str) -> None:
+        super().__init__(noun, key)
+        self.noun = noun
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"there is no {self.noun} {self.key!r}"
+
+
+class Conflict(WtbError):
+    """The idempotency key was used before, for another spec."""
+
+    def __init__(self, idempotency_key: str, batch_id: str) -> None:
+        super().__init__(idempotency_key, batch_id)
+        self.idempotency_key = idempotency_key
+        self.batch_id = batch_id
+
+    def __str__(self) -> str:
+        return (
+            f"the idempotency key {self.idempotency_key!r} belongs to batch {self.batch_id}, which "
+            "was submitted with another spec; use a new key for a new spec"
+        )
+
+
+class TooManyPending(WtbError):
+    """Accepting the batch would exceed `max_pending_executions` for now."""
+
+    def __init__(self, pending: int, limit: int, retry_after_s: int) -> None:
+        super().__init__(pending, limit, retry_after_s)
+        self.pending = pending
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pending} executions are unfinished and the limit is {self.limit}; "
+            f"try again in {self.retry_after_s} s"
+        )
+
+
+class RequestRefused(WtbError):
+    """A server refused a request for a reason of its own."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"the server answered {self.status}: {self.detail}"
+
+
+class Unavailable(WtbError):
+    """The service cannot answer now."""
+
+    def __init__(self, what: str, retry_after_s: int = 1) -> None:
+        super().__init__(what, retry_after_s)
+        self.what = what
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.what}; try again in {self.retry_after_s} s"
+
+
+class ProjectError(WtbError):
+    """A project cannot be used; the problems say why."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        super().__init__(source, problems)
+        self.source = source
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return f"project {self.source}: " + "; ".join(self.problems)
+
+
+class SetupError(WtbError):
+    """An execution could not be given its process or its workspace."""
+
+    def __init__(self, step: str, message: str) -> None:
+        super().__init__(step, message)
+        self.step = step
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.step}: {self.message}"
+
+
+class StaleEpoch(WtbError):
+    """Another collector has raised the store's epoch; this one must not write again."""
+
+    def __init__(self, mine: int, current: int) -> None:
+        super().__init__(mine, current)
+        self.mine = mine
+        self.current = current
+
+    def __str__(self) -> str:
+        return f"this writer has epoch {self.mine}, the store is at {self.current}"
+
+
+class FenceError(WtbError):
+    """A newer attempt has raised the fence; this one must not append checkpoints."""
+
+    def __init__(self, execution_id: str, attempt: int, fence: int | None) -> None:
+        super().__init__(execution_id, attempt, fence)
+        self.execution_id = execution_id
+        self.attempt = attempt
+        self.fence = fence
+
+    def __str__(self) -> str:
+        holder = "no attempt" if self.fence is None else f"attempt {self.fence}"
+        return (
+            f"attempt {self.attempt} of execution {self.execution_id} may not store checkpoints: "
+            f"{holder} holds the fence"
+        )
+
+
+class ThreadRefused(WtbError):
+    """A session of one execution asked for another thread, or for more than appending."""
+
+    def __init__(self, operation: str, thread_id: str, own_thread_id: str) -> None:
+        super().__init__(operation, thread_id, own_thread_id)
+        self.operation = operation
+        self.thread_id = thread_id
+        self.own_thread_id = own_thread_id
+
+    def __str__(self) -> str:
+        return (
+            f"{self.operation} on thread {self.thread_id!r} is refused: an execution may only "
+            f"append to and read its own thread {self.own_thread_id!r}"
+        )
+
+
+class GraphError(WtbError):
+    """A reference does not lead to a graph, or the graph cannot be changed as asked."""
+
+    def __init__(self, reference: str, message: str) -> None:
+        super().__init__(reference, message)
+        self.reference = reference
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reference}: {self.message}"
+
+
+class WireError(WtbError):
+    """What arrived, or was to be sent, is not a frame within the bounds."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidOutput(WtbError):
+    """A value cannot be written as JSON without changing what it says."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(path, message)
+        self.path = path
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class IllegalTransition(WtbError):
+    """A state machine was given an input that its state does not allow; nothing changed."""
+
+    def __init__(self, machine: str, state: str, given: str) -> None:
+        super().__init__(machine, state, given)
+        self.machine = machine
+        self.state = state
+        self.given = given
+
+    def __str__(self) -> str:
+        return f"a {self.machine} that is {self.state} does not take {self.given}"

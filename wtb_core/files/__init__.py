@@ -1,0 +1,1 @@
+"""Files by content: blobs and the manifests that name them."""

@@ -1,0 +1,187 @@
+"""From a spec to its variants and executions.
+
+Variants are few and made at once. Executions are numbers: execution `i` of a batch is found from
+`i` alone, so a batch of any size needs no list of them.
+"""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from wtb_core.errors import Problem
+from wtb_core.specs import NAME_PATTERN, BatchSpec, Matrix, MatrixEntry, Variant
+
+MAX_VARIANTS = 10_000
+_NAME_PART = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME = re.compile(NAME_PATTERN)
+
+
+class Position(NamedTuple):
+    """Where an execution stands in its batch; every index counts from 0."""
+
+    variant: int
+    case: int
+    repetition: int
+
+
+class Shape(NamedTuple):
+    """How many variants, cases and repetitions a batch has.
+
+    Executions are numbered repetition by repetition, case by case, with the variants of one case
+    next to each other: a batch that is stopped early has compared like with like.
+    """
+
+    variants: int
+    cases: int
+    repetitions: int
+
+    @property
+    def executions(self) -> int:
+        """Their product."""
+        return self.variants * self.cases * self.repetitions
+
+    def position(self, index: int) -> Position:
+        """The position of execution `index`.
+
+        Raises:
+            IndexError: when the batch has no such execution.
+        """
+        if not 0 <= index < self.executions:
+            raise IndexError(index)
+        rest, variant = divmod(index, self.variants)
+        repetition, case = divmod(rest, self.cases)
+        return Position(variant, case, repetition)
+
+    def number(self, position: Position) -> int:
+        """The execution at a position; the inverse of `position`."""
+        variant, case, repetition = position
+        return (repetition * self.cases + case) * self.variants + variant
+
+
+def execution_id(batch_id: str, index: int) -> str:
+    """The id of a batch's execution `index`."""
+    return f"{batch_id}-{index}"
+
+
+def expand(spec: BatchSpec) -> list[Variant]:
+    """The variants of a spec: the listed ones, the matrix's product, its includes.
+
+    Names may collide and the product may be too large; `find_problems` reports both first.
+    """
+    variants = list(spec.variants)
+    if spec.matrix is not None:
+        variants += _product(spec.matrix)
+        variants += spec.matrix.include
+    return variants
+
+
+def find_problems(spec: BatchSpec) -> list[Problem]:
+    """What is wrong with a spec's variants as a whole."""
+    count = len(spec.variants)
+    if spec.matrix is not None:
+        count += _product_size(spec.matrix) + len(spec.matrix.include)
+    if count > MAX_VARIANTS:
+        message = f"{count} variants are more than {MAX_VARIANTS}; split the batch"
+        return [Problem("matrix", message)]
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+    for path, variant in _with_paths(spec):
+        if not _NAME.fullmatch(variant.name):
+            problems.append(
+                Problem(path, f"{variant.name[:80]!r} is no name; list this variant with its own")
+            )
+        elif variant.name in seen:
+            problems.append(
+                Problem(
+                    f"{path}.name", f"{variant.name!r} is also the name of {seen[variant.name]}"
+                )
+            )
+        seen.setdefault(variant.name, path)
+    if not seen:
+        problems.append(Problem("matrix", "every combination is excluded; no variant is left"))
+    elif spec.baseline is not None and spec.baseline not in seen:
+        problems.append(Problem("baseline", f"there is no variant {spec.baseline!r}"))
+    return problems
+
+
+def _with_paths(spec: BatchSpec) -> Iterator[tuple[str, Variant]]:
+    for index, variant in enumerate(spec.variants):
+        yield f"variants[{index}]", variant
+    if spec.matrix is not None:
+        for variant in _product(spec.matrix):
+            yield f"matrix ({variant.name})", variant
+        for index, variant in enumerate(spec.matrix.include):
+            yield f"matrix.include[{index}]", variant
+
+
+class _Axis(NamedTuple):
+    section: str
+    key: str
+    values: Sequence[Any]
+
+
+def _axes(matrix: Matrix) -> list[_Axis]:
+    axes = [_Axis("graph", "graph", matrix.graph)] if matrix.graph else []
+    axes += [_Axis("nodes", key, values) for key, values in matrix.nodes.items()]
+    axes += [_Axis("config", key, values) for key, values in matrix.config.items()]
+    axes += [_Axis("context", key, values) for key, values in matrix.context.items()]
+    return axes
+
+
+def _product_size(matrix: Matrix) -> int:
+    axes = _axes(matrix)
+    return math.prod(len(axis.values) for axis in axes) if axes else 0
+
+
+def _product(matrix: Matrix) -> Iterator[Variant]:
+    axes = _axes(matrix)
+    if not axes:
+        return
+    for indices in itertools.product(*(range(len(axis.values)) for axis in axes)):
+        chosen = [(axis, axis.values[i], i) for axis, i in zip(axes, indices, strict=True)]
+        sections: dict[str, dict[str, Any]] = {
+            "graph": {},
+            "nodes": {},
+            "config": {},
+            "context": {},
+        }
+        for axis, value, _ in chosen:
+            sections[axis.section][axis.key] = value
+        graph = sections["graph"].get("graph", "default")
+        if any(_matches(entry, graph, sections) for entry in matrix.exclude):
+            continue
+        yield Variant.model_construct(
+            name="-".join(_name_part(value, i) for _, value, i in chosen),
+            graph=graph,
+            nodes=sections["nodes"],
+            config=sections["config"],
+            context=sections["context"],
+            files={},
+            recursion_limit=None,
+        )
+
+
+def _name_part(value: object, index: int) -> str:
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    text = str(value) if isinstance(value, str | int | float) else ""
+    return text if _NAME_PART.fullmatch(text) else str(index)
+
+
+def _matches(entry: MatrixEntry, graph: str, sections: Mapping[str, Mapping[str, Any]]) -> bool:
+    if entry.graph is not None and entry.graph != graph:
+        return False
+    wanted = {"nodes": entry.nodes, "config": entry.config, "context": entry.context}
+    return all(
+        key in sections[section] and _same(sections[section][key], value)
+        for section, values in wanted.items()
+        for key, value in values.items()
+    )
+
+
+def _same(left: object, right: object) -> bool:
+    """Equality of JSON values, where true is not 1."""
+    return json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)

@@ -1,0 +1,202 @@
+"""Runs a graph to its end as `invoke` does, and tells which nodes ran.
+
+The loop is that of `Pregel.invoke` (langgraph/pregel/main.py) over `stream`: the result is the
+last `values`, and an `__interrupt__` among the `updates` says that the graph waits. `tasks` adds
+the node runs. Answers are used in order, one per interrupt; a static breakpoint uses one too.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections import deque
+
+from typing import Any, NamedTuple
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.pregel import Pregel
+from langgraph.types import Command, Interrupt, StateSnapshot
+
+from wtb_core.checkpoints import Session
+from wtb_core.errors import InvalidOutput
+from wtb_core.graphs import needs_asyncio
+from wtb_core.sandbox import faults
+from wtb_core.sandbox.rendering import render
+
+STREAM_MODES = ["values", "updates", "tasks"]
+
+_INTERRUPT = "__interrupt__"
+_TASK_NOTE = re.compile(r"During task with name '.*' and id '(.+)'", re.DOTALL)
+_MAX_SHOWN_CHARS = 2000
+
+
+class Unanswered(Exception):
+    """The graph waits for an answer that the case does not have."""
+
+    def __init__(self, reason: str, node: str | None) -> None:
+        super().__init__(reason, node)
+        self.reason = reason
+        self.node = node
+
+
+class NodeRecorder:
+    """Posts each node's start and end; knows which are running.
+
+    A superstep starts when a task starts while none is running: LangGraph announces all tasks of a
+    superstep before it runs the first.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._start = time.monotonic()
+        self._superstep = 0
+        self._count = 0
+        self.running: dict[str, tuple[int, str]] = {}
+
+    def take(self, task: dict[str, Any]) -> None:
+        if "result" not in task:
+            if not self.running:
+                self._superstep += 1
+            self.running[task["id"]] = (self._count, task["name"])
+            self._post("node_started", self._count, name=task["name"], superstep=self._superstep)
+            self._count += 1
+        elif task["id"] in self.running:
+            index, _ = self.running.pop(task["id"])
+            error = task.get("error")
+            self._post("node_ended", index, error=None if error is None else _summary(error))
+
+    def fail(self, error: BaseException) -> str | None:
+        """End the node that `error` came out of and return its name, None when it is not known."""
+        noted = [_TASK_NOTE.fullmatch(str(note)) for note in getattr(error, "__notes__", ())]
+        ids = [match[1] for match in noted if match and match[1] in self.running]
+        if not ids and len(self.running) == 1:
+            ids = list(self.running)
+        if not ids:
+            return None
+        index, name = self.running.pop(ids[-1])
+        self._post("node_ended", index, error=_summary(error))
+        return name
+
+    def _post(self, operation: str, index: int, **facts: Any) -> None:
+        at_ms = round((time.monotonic() - self._start) * 1000)
+        self._session.post({"op": operation, "index": index, "at_ms": at_ms, **facts})
+
+
+class _Turn:
+    """What one call of `stream` gave."""
+
+    def __init__(self, nodes: NodeRecorder) -> None:
+        self._nodes = nodes
+        self.latest: Any = None
+        self.waits = False
+        self.interrupts: list[Interrupt[Any]] = []
+
+    def take(self, chunk: Any) -> None:
+        mode, payload = chunk[-2:]
+        if mode == "values":
+            self.latest = payload
+        elif mode == "tasks":
+            self._nodes.take(payload)
+        elif isinstance(payload, dict) and _INTERRUPT in payload:
+            self.waits = True
+            self.interrupts += payload[_INTERRUPT]
+
+
+class _Next(NamedTuple):
+    """The input of the next call of `stream`; `ended` when there is none."""
+
+    ended: bool
+    given: Any = None
+
+
+def drive(
+    graph: Pregel[Any, Any, Any, Any],
+    given: Any,
+    config: RunnableConfig,
+    context: Any,
+    answers: list[Any],
+    nodes: NodeRecorder,
+) -> Any:
+    """What `graph.invoke(given, config, context=context, durability="sync")` returns.
+
+    Raises:
+        Unanswered: when the graph waits and no answers are left.
+    """
+    keywords: dict[str, Any] = {
+        "context": context,
+        "stream_mode": STREAM_MODES,
+        "durability": "sync",
+    }
+    left = deque(answers)
+    if needs_asyncio(graph):
+        return asyncio.run(_drive_async(graph, given, config, keywords, left, nodes))
+    following = _Next(ended=False, given=given)
+    while True:
+        turn = _Turn(nodes)
+        for chunk in graph.stream(following.given, config, **keywords):
+            turn.take(chunk)
+        if not turn.waits:
+            return turn.latest
+        following = _follow(turn, graph.get_state(config), left)
+        if following.ended:
+            return turn.latest
+
+
+async def _drive_async(
+    graph: Pregel[Any, Any, Any, Any],
+    given: Any,
+    config: RunnableConfig,
+    keywords: dict[str, Any],
+    answers: deque[Any],
+    nodes: NodeRecorder,
+) -> Any:
+    following = _Next(ended=False, given=given)
+    while True:
+        turn = _Turn(nodes)
+        async for chunk in graph.astream(following.given, config, **keywords):
+            turn.take(chunk)
+        if not turn.waits:
+            return turn.latest
+        following = _follow(turn, await graph.aget_state(config), answers)
+        if following.ended:
+            return turn.latest
+
+
+def _follow(turn: _Turn, state: StateSnapshot, answers: deque[Any]) -> _Next:
+    if not turn.interrupts:
+        if not state.next:  # a breakpoint after the last node
+            return _Next(ended=True)
+        if not answers:
+            raise Unanswered(
+                f"the graph stopped at a breakpoint before {', '.join(state.next)} and the case "
+                "has no answer left in `resume`",
+                state.next[0],
+            )
+        answers.popleft()
+        return _Next(ended=False, given=None)
+    # The state lists interrupts in the order of the tasks; they are emitted as the tasks end.
+    waiting = [(task.name, interrupt) for task in state.tasks for interrupt in task.interrupts]
+    if not answers:
+        name, first = waiting[0] if waiting else (None, turn.interrupts[0])
+        raise Unanswered(
+            f"the graph waits for an answer to {_show(first.value)} and the case has no answer "
+            "left in `resume`",
+            name,
+        )
+    given: dict[str, Any] = {}
+    for _, interrupt in waiting:
+        if answers:
+            given[interrupt.id] = answers.popleft()
+    return _Next(ended=False, given=Command(resume=given))
+
+
+def _show(value: Any) -> str:
+    try:
+        return render(value, limit=_MAX_SHOWN_CHARS)
+    except InvalidOutput:
+        return json.dumps(faults.type_name(value))
+
+
+def _summary(error: object) -> str:
+    text = faults.error_text(error) if isinstance(error, BaseException) else str(error)
+    return f"{faults.type_name(error)}: {text}"[:1000]

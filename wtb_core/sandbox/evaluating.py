@@ -1,0 +1,110 @@
+"""Runs an attempt's evaluators after its graph has ended, in processes of their own.
+
+One process runs them all. When one of them ends the process or the time, those before it keep
+their scores, it gets null and a message, and the rest run in another process.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from wtb_core.attempts import Evaluation
+from wtb_core.errors import SetupError, WireError
+from wtb_core.sandbox import workspaces
+from wtb_core.sandbox.runs import Ended, Run
+from wtb_core.sandbox.supervisor import Supervisor, describe_status, read_tail
+from wtb_core.sandbox.wire import Frame
+
+
+async def evaluate(
+    supervisor: Supervisor,
+    job: dict[str, Any],
+    names: list[str],
+    timeout_s: float,
+    directory: Path,
+) -> Evaluation:
+    """The scores of the evaluators `names`, in a throwaway copy of `directory/workspace`."""
+    scores = _Scores()
+    rest = list(names)
+    for turn in range(len(names)):
+        if not rest:
+            break
+        place = directory / f"evaluation-{turn}"
+        scores.current = None
+        try:
+            await asyncio.to_thread(place.mkdir)
+            process = await supervisor.launch()
+            handler = _Handler(scores, directory / "workspace", place / "workspace")
+            turn_job = {**job, "evaluators": rest, "directory": str(place)}
+            ended = await Run(process, handler.handle, timeout_s).follow("evaluate", turn_job)
+        except (SetupError, OSError) as error:
+            for name in rest:
+                scores.fail(name, str(error))
+            break
+        rest = [name for name in rest if name not in scores.done]
+        if rest:
+            failed = scores.current if scores.current in rest else rest[0]
+            scores.fail(failed, _explain(ended, timeout_s, read_tail(Path(job["stderr"]))))
+            rest.remove(failed)
+    return Evaluation(scores=scores.scores, comments=scores.comments, errors=scores.errors)
+
+
+def _explain(ended: Ended, timeout_s: float, stderr: str) -> str:
+    if ended.timed_out:
+        return f"it did not end within limits.evaluator_timeout of {timeout_s:g} s"
+    if ended.broken is not None:
+        return f"its process sent something that is no message: {ended.broken}"
+    said = f"; it last said:\n{stderr}" if stderr else ""
+    return f"its process {describe_status(ended.exit.status)}{said}"
+
+
+class _Scores:
+    """What has come in so far."""
+
+    def __init__(self) -> None:
+        self.current: str | None = None
+        self.done: set[str] = set()
+        self.scores: dict[str, float | None] = {}
+        self.comments: dict[str, str] = {}
+        self.errors: dict[str, str] = {}
+
+    def fail(self, name: str, message: str) -> None:
+        self.done.add(name)
+        self.scores[name] = None
+        self.errors[name] = message
+
+    def take(self, header: dict[str, Any]) -> None:
+        try:
+            name = header["name"]
+            found = Evaluation(
+                scores=header["scores"], comments=header["comments"], errors=header["errors"]
+            )
+        except (KeyError, ValueError) as error:
+            raise WireError(f"a score is malformed: {error}") from error
+        self.done.add(name)
+        self.scores |= found.scores
+        self.comments |= found.comments
+        self.errors |= found.errors
+
+
+class _Handler:
+    """Answers one process of evaluators; copies the workspace when the first one asks for it."""
+
+    def __init__(self, scores: _Scores, workspace: Path, copy: Path) -> None:
+        self._scores = scores
+        self._workspace = workspace
+        self._copy = copy
+
+    async def handle(self, header: dict[str, Any], blobs: list[bytes]) -> Frame | None:
+        match header.get("op"):
+            case "evaluating":
+                self._scores.current = header.get("name")
+            case "score":
+                self._scores.take(header)
+            case "workspace":
+                if not await asyncio.to_thread(self._copy.exists):
+                    await asyncio.to_thread(workspaces.copy_tree, self._workspace, self._copy)
+                return {"path": str(self._copy)}, []
+            case operation:
+                raise WireError(f"{operation!r} is no request of an evaluator")
+        return None

@@ -1,0 +1,114 @@
+"""An attempt's directories: copied, written into, and removed again.
+
+Paths of variants and cases never lead out of the workspace: each part is opened without following
+links. A link in a workspace stays a link.
+"""
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from wtb_core.errors import SetupError
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def copy_tree(source: Path | None, target: Path) -> None:
+    """A copy of `source`, modes kept and links kept as links; empty without a source.
+
+    Sockets, pipes and devices are left out: they are not files to work on.
+
+    Raises:
+        SetupError: when something cannot be copied; says what.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source is None:
+            target.mkdir()
+        else:
+            shutil.copytree(source, target, symlinks=True, ignore=_special_files)
+    except shutil.Error as error:
+        failed = error.args[0]
+        path, _, reason = failed[0]
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        raise SetupError("workspace", f"{path} cannot be copied: {reason}{more}") from error
+    except OSError as error:
+        raise SetupError("workspace", f"{error.filename or source}: {error.strerror}") from error
+
+
+def _special_files(directory: str, names: list[str]) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [
+            entry.name
+            for entry in entries
+            if not (entry.is_symlink() or entry.is_dir() or entry.is_file())
+        ]
+
+
+def write_files(root: Path, files: Mapping[str, str]) -> None:
+    """Write texts to paths below `root`, making directories.
+
+    Raises:
+        SetupError: when a path leads out of `root`, through a link, or cannot be written.
+    """
+    for path, text in files.items():
+        parts = path.split("/")
+        if any(part in {"", ".", ".."} for part in parts) or "\0" in path:
+            raise SetupError("workspace", f"{path!r} is not a path inside the workspace")
+        try:
+            _write_file(root, parts, text.encode())
+        except OSError as error:
+            link = error.errno in {errno.ELOOP, errno.ENOTDIR}
+            reason = "a link or a file is in the way" if link else error.strerror
+            raise SetupError("workspace", f"{path} cannot be written: {reason}") from error
+
+
+def _write_file(root: Path, parts: list[str], data: bytes) -> None:
+    directory = os.open(root, _DIRECTORY)
+    try:
+        for part in parts[:-1]:
+            try:
+                os.mkdir(part, dir_fd=directory)
+            except FileExistsError:
+                pass
+            inner = os.open(part, _DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = inner
+        with open(os.open(parts[-1], _FILE, 0o644, dir_fd=directory), "wb") as file:
+            file.write(data)
+    finally:
+        os.close(directory)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove what user code left, also directories that it made unreadable."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        path.chmod(stat.S_IRWXU)
+        for directory, names, _ in os.walk(path):
+            for name in names:
+                inner = Path(directory, name)
+                if not inner.is_symlink():
+                    inner.chmod(stat.S_IRWXU)
+        shutil.rmtree(path)
+
+
+def read_head(path: Path, limit: int) -> bytes | None:
+    """The first `limit` bytes of a log and, where it goes on, a line that says so; None if empty."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(limit)
+    except FileNotFoundError:
+        return None
+    if size > limit:
+        data += f"\n[cut: the first {limit} of {size} bytes are kept]\n".encode()
+    return data or None

@@ -1,0 +1,213 @@
+"""The fallback without Ray: the same ledger, the same engine, one execution at a time.
+
+Scores and, per execution, the sequence of events are those of the served run. A data directory is
+used by one runner at a time; a runner that starts finds the attempts of a dead one and ends them.
+"""
+
+import asyncio
+import fcntl
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from wtb_core.attempts import Assignment
+from wtb_core.checkpoint_store import CheckpointStore
+from wtb_core.data import DataDir
+from wtb_core.engine import Engine
+from wtb_core.errors import Unavailable
+from wtb_core.files.blobs import BlobStore
+from wtb_core.ids import new_event_id, now_ms
+from wtb_core.projects import ProjectVersions, Registry
+from wtb_core.report import BatchFold
+from wtb_core.sandbox.supervisor import describe
+from wtb_core.states import TERMINAL_BATCH
+from wtb_core.store import acceptance, claims, endings, views
+from wtb_core.store.database import migrate, open_engine
+from wtb_core.store.ledger import Ledger
+from wtb_core.store.records import Claimant, Finish, Receipt
+from wtb_core.store.rows import get_batch
+from wtb_core.store.views import ExecutionFilter
+from wtb_core.store.writer import Writer
+from wtb_core.submission import prepare
+
+LOCAL = "local"
+MAX_EXECUTIONS = 100_000
+RETRY_PAUSE_S = 0.05
+CANCEL_LOOK_S = 0.2
+PAGE = 500
+
+
+class BatchTestRunner:
+    """Runs batches in this process's children.
+
+    Raises:
+        Unavailable: when another runner uses the data directory.
+    """
+
+    def __init__(self, data_dir: Path, root: Path, projects: Sequence[str]) -> None:
+        data = DataDir(data_dir.absolute()).create()
+        self._lock = _lock(data.path / "runner.lock")
+        migrate(data.store_url)
+        self._engine = open_engine(data.store_url)
+        self._ledger = Ledger(producer="sequential", admission=MAX_EXECUTIONS)
+        self._news = threading.Condition()
+        self._blobs = BlobStore(data.blobs)
+        self._checkpoints = CheckpointStore(data.checkpoints)
+        self._versions = ProjectVersions(self._blobs, data.bases)
+        self._runner = Engine(data.runs, self._blobs, self._checkpoints, self._find_setup)
+        self._registry = Registry(root, projects, self._versions, describe)
+        self._writer = Writer(self._engine, self._ledger, self._announce)
+
+    async def submit(self, spec: object, idempotency_key: str | None = None) -> Receipt:
+        """Check and store a batch; see `submission.prepare` for what it raises."""
+        batch = await prepare(
+            spec, self._registry, admission=MAX_EXECUTIONS, idempotency_key=idempotency_key
+        )
+        return await self._writer.write(lambda c: acceptance.accept(self._ledger, c, batch))
+
+    async def run(self, batch_id: str) -> None:
+        """Run a batch to its end."""
+        await self._writer.write(
+            lambda c: endings.lose(self._ledger, c, LOCAL, "the runner before this one ended")
+        )
+        while True:
+            await self._continue(batch_id)
+            claimant = Claimant(new_event_id(), LOCAL, LOCAL)
+            assignment = await self._writer.write(
+                lambda c, who=claimant: claims.claim(self._ledger, c, who, batch_id)
+            )
+            if assignment is not None:
+                await self._carry_out(assignment)
+            elif self.read_batch(batch_id)["status"] in TERMINAL_BATCH:
+                return
+            else:
+                await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def cancel(self, batch_id: str, reason: str) -> bool:
+        """Stop a batch; false when it had ended."""
+        return await self._writer.write(lambda c: endings.cancel(c, batch_id, reason, "user"))
+
+    async def projects(self) -> list[dict[str, Any]]:
+        """The projects with what they offer and their problems."""
+        await self._registry.refresh()
+        return self._registry.summaries()
+
+    async def close(self) -> None:
+        """End all processes and give the data directory free."""
+        await self._runner.close()
+        await self._writer.close()
+        self._checkpoints.close()
+        self._engine.dispose()
+        self._lock.close()
+
+    # -- reading, from any thread --------------------------------------------------------------
+
+    def read_batch(self, batch_id: str) -> dict[str, Any]:
+        """See `views.read_batch`."""
+        with self._engine.connect().execution_options(read_only=True) as connection:
+            return views.read_batch(connection, batch_id, now_ms())
+
+    def follow(self, batch_id: str, after: int) -> Iterator[dict[str, Any]]:
+        """Every event above `after`, waiting for more until the batch has ended."""
+        while True:
+            with self._engine.connect().execution_options(read_only=True) as connection:
+                page, ended = views.read_events(connection, batch_id, after, PAGE)
+            yield from page.items
+            if ended:
+                return
+            if page.items:
+                after = page.items[-1]["seq"]
+            else:
+                with self._news:
+                    self._news.wait(CANCEL_LOOK_S)
+
+    def read_executions(self, batch_id: str) -> Iterator[dict[str, Any]]:
+        """A batch's executions in order, with their outputs."""
+        after: int | None = -1
+        while after is not None:
+            with self._engine.connect().execution_options(read_only=True) as connection:
+                items, more = views.read_executions(
+                    connection, batch_id, ExecutionFilter(), after=after, limit=PAGE
+                )
+                numbers = range(after + 1, after + 1 + len(items))
+                outputs = views.read_outputs(connection, batch_id, list(numbers))
+            for number, item in zip(numbers, items, strict=True):
+                yield {**item, "output": views.load_output(outputs[number], self._blobs)}
+            after = more
+
+    def read_comparison(self, batch_id: str) -> dict[str, Any]:
+        """The comparison as far as the events go."""
+        fold = BatchFold()
+        with self._engine.connect().execution_options(read_only=True) as connection:
+            get_batch(connection, batch_id)
+            while page := views.read_events(connection, batch_id, fold.seq, PAGE)[0].items:
+                for event in page:
+                    fold.feed(event)
+        return {"batch_id": batch_id, "status": fold.status, **fold.comparison()}
+
+    # -- inside --------------------------------------------------------------------------------
+
+    async def _continue(self, batch_id: str) -> None:
+        """Deadlines, and the chunks of what is too large for one transaction."""
+        with self._engine.connect().execution_options(read_only=True) as connection:
+            overdue = batch_id in endings.find_overdue(self._ledger, connection)
+            unsettled = batch_id in endings.find_unsettled(connection)
+        if overdue:
+            await self._writer.write(
+                lambda c: endings.cancel(c, batch_id, "batch_timeout is over", "deadline")
+            )
+        if unsettled or overdue:
+            await self._writer.write(lambda c: endings.continue_batch(self._ledger, c, batch_id))
+
+    async def _carry_out(self, assignment: Assignment) -> None:
+        watching = asyncio.create_task(self._watch_for_cancel(assignment))
+        try:
+            outcome = await self._runner.execute(assignment)
+        finally:
+            watching.cancel()
+        size = None if outcome.output is None else len(outcome.output.encode())
+        finish = Finish(
+            event_id=new_event_id(),
+            execution_id=assignment.execution_id,
+            attempt=assignment.attempt,
+            replica_id=LOCAL,
+            actor_id=LOCAL,
+            outcome=outcome,
+            output_bytes=size,
+        )
+        await self._writer.write(lambda c: endings.finish(self._ledger, c, finish))
+
+    async def _watch_for_cancel(self, assignment: Assignment) -> None:
+        while True:
+            await asyncio.sleep(CANCEL_LOOK_S)
+            await self._continue(assignment.batch_id)
+            with self._engine.connect().execution_options(read_only=True) as connection:
+                status = get_batch(connection, assignment.batch_id).status
+            if status == "cancelling":
+                await self._runner.cancel(assignment.execution_id, "cancelled on request")
+                return
+
+    async def _find_setup(self, _project: str, version: str) -> Any:
+        return await self._versions.prepare(version)
+
+    def _announce(self) -> None:
+        with self._news:
+            self._news.notify_all()
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold `path` for as long as the answer is open.
+
+    Raises:
+        Unavailable: when another process holds it.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise Unavailable(f"another runner uses {path.parent}") from error
+    os.set_inheritable(file.fileno(), False)
+    return file

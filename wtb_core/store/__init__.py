@@ -1,0 +1,1 @@
+"""The durable store: tables, migrations, the event log, and the ledger that changes them."""

@@ -1,0 +1,162 @@
+"""Taking a batch in: whole or not at all, and its executions in chunks."""
+
+from sqlalchemy import Connection, func, insert, select
+
+from wtb_core.errors import Conflict, TooManyPending
+from wtb_core.matrix import Shape
+from wtb_core.store import log
+from wtb_core.store.ledger import Ledger
+from wtb_core.store.records import NewBatch, Receipt
+from wtb_core.store.rows import get_batch, to_json, update_batch
+from wtb_core.store.tables import batches, cases, executions, labels
+
+INSERT_CHUNK = 2_000
+
+
+def accept(ledger: Ledger, connection: Connection, batch: NewBatch) -> Receipt:
+    """Store a batch whole, or not at all.
+
+    Raises:
+        Conflict: when the idempotency key belongs to another spec.
+        TooManyPending: when the batch would exceed the admission limit now.
+    """
+    if batch.idempotency_key is not None:
+        known = connection.execute(
+            select(batches).where(batches.c.idempotency_key == batch.idempotency_key)
+        ).first()
+        if known is not None:
+            if known.spec_digest != batch.spec_digest:
+                raise Conflict(batch.idempotency_key, known.batch_id)
+            return Receipt(known.batch_id, known.status, known.total, created=False)
+    shape = Shape(len(batch.variants), len(batch.cases), batch.spec["repetitions"])
+    _admit(ledger, connection, shape.executions)
+    _insert_batch(ledger, connection, batch, shape)
+    insert_executions(ledger, connection, batch.batch_id)
+    return Receipt(batch.batch_id, "pending", shape.executions, created=True)
+
+
+def _admit(ledger: Ledger, connection: Connection, more: int) -> None:
+    unfinished = count_unfinished(connection)
+    if unfinished + more > ledger.admission:
+        raise TooManyPending(unfinished, ledger.admission, _retry_after_s(ledger, connection))
+
+
+def count_unfinished(connection: Connection) -> int:
+    """Executions of all batches that have not ended."""
+    b = batches.c
+    ended = b.succeeded + b.failed + b.cancelled
+    query = select(func.coalesce(func.sum(b.total - ended), 0)).where(
+        b.status.in_(("pending", "running", "cancelling"))
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def _retry_after_s(ledger: Ledger, connection: Connection) -> int:
+    """When a tenth of the unfinished work should be done, at the pace of the running batches."""
+    now = ledger.clock()
+    b = batches.c
+    rows = connection.execute(
+        select(b.succeeded, b.failed, b.started_ms).where(b.status == "running")
+    )
+    rates = [(row.succeeded + row.failed) / max(now - row.started_ms, 1) for row in rows.all()]
+    per_ms = sum(rates)
+    if per_ms <= 0:
+        return 30
+    wait_ms = ledger.admission / 10 / per_ms
+    return int(min(max(wait_ms / 1000, 1), 3600))
+
+
+def _insert_batch(ledger: Ledger, connection: Connection, batch: NewBatch, shape: Shape) -> None:
+    spec = batch.spec
+    now = ledger.clock()
+    limits = spec["limits"]
+    max_failures = limits["max_failures"]
+    if isinstance(max_failures, float):
+        max_failures = int(max_failures * shape.executions)
+    connection.execute(
+        insert(batches).values(
+            batch_id=batch.batch_id,
+            name=spec["name"],
+            project=spec["project"],
+            project_version=batch.project_version,
+            status="pending",
+            retry_of=batch.retry_of,
+            idempotency_key=batch.idempotency_key,
+            spec_digest=batch.spec_digest,
+            spec=to_json(spec),
+            variants=to_json(batch.variants),
+            evaluators=to_json(batch.evaluators),
+            scores=to_json(batch.scores),
+            baseline=spec["baseline"] or batch.variants[0]["name"],
+            cases=shape.cases,
+            repetitions=shape.repetitions,
+            total=shape.executions,
+            inserted=0,
+            running=0,
+            succeeded=0,
+            failed=0,
+            cancelled=0,
+            concurrency=limits["concurrency"],
+            max_failures=max_failures,
+            deadline_ms=None,
+            last_claim=0,
+            created_ms=now,
+            progress_ms=0,
+        )
+    )
+    if spec["labels"]:
+        rows = [
+            {"batch_id": batch.batch_id, "key": key, "value": value}
+            for key, value in spec["labels"].items()
+        ]
+        connection.execute(insert(labels), rows)
+    connection.execute(
+        insert(cases),
+        [
+            {
+                "batch_id": batch.batch_id,
+                "case_index": index,
+                "case_id": case["id"],
+                "body": to_json(case),
+            }
+            for index, case in enumerate(batch.cases)
+        ],
+    )
+    log.open_stream(connection, batch.batch_id)
+
+
+def insert_executions(ledger: Ledger, connection: Connection, batch_id: str) -> bool:
+    """Make the next chunk of a batch's executions; true when none is left to make."""
+    batch = get_batch(connection, batch_id)
+    first, last = batch.inserted, min(batch.inserted + INSERT_CHUNK, batch.total)
+    if first < last:
+        names = [variant.name for variant in ledger.get_facts(batch).variants]
+        shape = Shape(len(names), batch.cases, batch.repetitions)
+        needed = {shape.position(i).case for i in range(first, last)}
+        found = connection.execute(
+            select(cases.c.case_index, cases.c.case_id).where(
+                cases.c.batch_id == batch_id,
+                cases.c.case_index.between(min(needed), max(needed)),
+            )
+        )
+        case_ids = {row.case_index: row.case_id for row in found}
+        connection.execute(
+            insert(executions),
+            [
+                {
+                    "batch_id": batch_id,
+                    "number": number,
+                    "variant": names[position.variant],
+                    "variant_index": position.variant,
+                    "case_id": case_ids[position.case],
+                    "case_index": position.case,
+                    "repetition": position.repetition,
+                    "status": "pending",
+                    "attempt": 0,
+                    "ready_ms": batch.created_ms,
+                }
+                for number, position in ((i, shape.position(i)) for i in range(first, last))
+            ],
+        )
+        update_batch(connection, batch_id, inserted=last)
+    return last == batch.total

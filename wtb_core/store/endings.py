@@ -1,0 +1,343 @@
+"""Ending attempts, executions and batches; each change with the events it causes."""
+
+import zlib
+from typing import Any
+
+from sqlalchemy import Connection, Row, select, update
+
+from wtb_core import events as ev
+from wtb_core.attempts import Failure, Outcome
+from wtb_core.matrix import execution_id
+from wtb_core.report import overall_score
+from wtb_core.specs import Retry
+from wtb_core.states import advance_batch, advance_execution
+from wtb_core.store import acceptance, log, pool
+from wtb_core.store.ledger import Ledger
+from wtb_core.store.records import Answer, Finish
+from wtb_core.store.rows import (
+    count_by_status,
+    get_batch,
+    get_execution,
+    name_attempt,
+    parse_execution_id,
+    progress,
+    to_json,
+    update_batch,
+    update_execution,
+)
+from wtb_core.store.tables import attempts, batches, executions
+
+PROGRESS_INTERVAL_MS = 1_000
+CANCEL_CHUNK = 2_000
+_BACKOFF_FACTOR = 2.0
+_MAX_BACKOFF_MS = 300_000
+
+
+def finish(ledger: Ledger, connection: Connection, finish: Finish) -> Answer:
+    """Record an attempt's end, once; refuse the result of an attempt that is not running."""
+    batch_id, number = parse_execution_id(finish.execution_id)
+    if log.has_event(connection, batch_id, finish.event_id):
+        return "duplicate"
+    attempt = connection.execute(
+        select(attempts).where(
+            attempts.c.batch_id == batch_id,
+            attempts.c.number == number,
+            attempts.c.attempt == finish.attempt,
+        )
+    ).first()
+    if attempt is None or attempt.status != "running":
+        return "refused"
+    _end(ledger, connection, attempt, finish)
+    return "accepted"
+
+
+def lose(ledger: Ledger, connection: Connection, replica_id: str, reason: str) -> int:
+    """End a dead replica's attempts as lost; returns how many there were."""
+    held = connection.execute(
+        select(attempts).where(attempts.c.replica_id == replica_id, attempts.c.status == "running")
+    ).all()
+    for attempt in held:
+        failure = Failure(kind="lost", reason=reason)
+        outcome = Outcome(
+            status="failed",
+            failure=failure,
+            duration_ms=max(ledger.clock() - attempt.started_ms, 0),
+        )
+        _end(
+            ledger,
+            connection,
+            attempt,
+            Finish(
+                event_id=ledger.new_id(),
+                execution_id=execution_id(attempt.batch_id, attempt.number),
+                attempt=attempt.attempt,
+                replica_id=attempt.replica_id,
+                actor_id=attempt.actor_id,
+                outcome=outcome,
+            ),
+        )
+    pool.retire(connection, replica_id)
+    return len(held)
+
+
+def _end(ledger: Ledger, connection: Connection, attempt: Row[Any], finish: Finish) -> None:
+    now = ledger.clock()
+    batch_id, number = attempt.batch_id, attempt.number
+    batch = get_batch(connection, batch_id)
+    facts = ledger.get_facts(batch)
+    row = get_execution(connection, batch_id, number)
+    outcome = finish.outcome
+    will_retry = _will_retry(batch, facts.retry, finish)
+    given = {"succeeded": "succeed", "failed": "fail", "cancelled": "cancel"}[outcome.status]
+    status = advance_execution(row.status, "retry" if will_retry else given)
+    overall = overall_score(outcome.evaluation.scores, facts.scores)
+    result = _result(attempt, finish, overall, now)
+    ids = name_attempt(batch_id, row, finish.attempt, finish.actor_id, finish.replica_id)
+    reason = batch.cancel_reason or "cancelled on request"
+    draft = ledger.draft(_end_payload(outcome, ids, reason, overall, will_retry=will_retry), now)
+    connection.execute(
+        update(attempts)
+        .where(
+            attempts.c.batch_id == batch_id,
+            attempts.c.number == number,
+            attempts.c.attempt == finish.attempt,
+        )
+        .values(
+            status=outcome.status,
+            ended_ms=now,
+            end_event_id=finish.event_id,
+            result=to_json(result),
+        )
+    )
+    update_execution(
+        connection,
+        batch_id,
+        number,
+        status=status,
+        result=to_json(result),
+        output=outcome.output,
+        output_blob=finish.output_blob,
+        **(
+            {"ready_ms": now + _backoff_ms(facts.retry, finish.execution_id, finish.attempt)}
+            if will_retry
+            else {}
+        ),
+    )
+    changes: dict[str, Any] = {"running": batch.running - 1}
+    if not will_retry:
+        changes[outcome.status] = getattr(batch, outcome.status) + 1
+    update_batch(connection, batch_id, **changes)
+    log.append(connection, batch_id, [draft._replace(event_id=finish.event_id)])
+    _settle(ledger, connection, batch_id, now)
+
+
+def _will_retry(batch: Row[Any], retry: Retry, finish: Finish) -> bool:
+    failure = finish.outcome.failure
+    return (
+        failure is not None
+        and failure.kind in retry.on
+        and finish.attempt < retry.max_attempts
+        and batch.status == "running"
+    )
+
+
+def cancel(connection: Connection, batch_id: str, reason: str, by: str) -> bool:
+    """Begin to cancel a batch; false when it had ended or was being cancelled.
+
+    Pending executions are ended by `cancel_pending`, running ones by their replicas.
+
+    Raises:
+        NotFound: when there is no such batch.
+    """
+    batch = get_batch(connection, batch_id)
+    if batch.status not in {"pending", "running"}:
+        return False
+    update_batch(
+        connection,
+        batch_id,
+        status=advance_batch(batch.status, "cancel"),
+        cancel_reason=reason,
+        cancelled_by=by,
+    )
+    return True
+
+
+def cancel_pending(ledger: Ledger, connection: Connection, batch_id: str) -> bool:
+    """End the next chunk of a cancelling batch's pending executions; true when none is left."""
+    batch = get_batch(connection, batch_id)
+    if batch.status != "cancelling":
+        return True
+    if not acceptance.insert_executions(ledger, connection, batch_id):
+        return False
+    rows = connection.execute(
+        select(executions)
+        .where(executions.c.batch_id == batch_id, executions.c.status == "pending")
+        .order_by(executions.c.number)
+        .limit(CANCEL_CHUNK)
+    ).all()
+    now = ledger.clock()
+    drafts: list[ev.Draft] = []
+    for row in rows:
+        update_execution(
+            connection, batch_id, row.number, status=advance_execution(row.status, "cancel")
+        )
+        payload = ev.VariantCancelled(
+            **name_attempt(batch_id, row, row.attempt, "", ""),
+            reason=batch.cancel_reason,
+            duration_ms=0,
+        )
+        drafts.append(ledger.draft(payload, now))
+    if drafts:
+        log.append(connection, batch_id, drafts)
+        update_batch(connection, batch_id, cancelled=batch.cancelled + len(drafts))
+    _settle(ledger, connection, batch_id, now)
+    return len(rows) < CANCEL_CHUNK
+
+
+def continue_batch(ledger: Ledger, connection: Connection, batch_id: str) -> bool:
+    """Do the next chunk of what a batch still needs; true when nothing is left to do at once."""
+    if get_batch(connection, batch_id).status == "cancelling":
+        return cancel_pending(ledger, connection, batch_id)
+    return acceptance.insert_executions(ledger, connection, batch_id)
+
+
+def find_overdue(ledger: Ledger, connection: Connection) -> list[str]:
+    """Running batches whose deadline has passed."""
+    found = connection.execute(
+        select(batches.c.batch_id).where(
+            batches.c.status == "running", batches.c.deadline_ms <= ledger.clock()
+        )
+    )
+    return list(found.scalars())
+
+
+def find_unsettled(connection: Connection) -> list[str]:
+    """Batches with executions still to make, or pending ones still to cancel."""
+    b = batches.c
+    found = connection.execute(
+        select(b.batch_id).where(
+            ((b.status.in_(("pending", "running"))) & (b.inserted < b.total))
+            | (b.status == "cancelling")
+        )
+    )
+    return list(found.scalars())
+
+
+def _settle(ledger: Ledger, connection: Connection, batch_id: str, now: int) -> None:
+    """After executions ended: end the batch, or say how far it is, or stop it."""
+    batch = get_batch(connection, batch_id)
+    ended = batch.succeeded + batch.failed + batch.cancelled
+    if ended == batch.total:
+        _finish_batch(ledger, connection, batch, now)
+        return
+    if batch.started_ms is not None and now - batch.progress_ms >= PROGRESS_INTERVAL_MS:
+        update_batch(connection, batch_id, progress_ms=now)
+        payload = ev.BatchProgress(**count_by_status(batch), **progress(batch, now))
+        log.append(connection, batch_id, [ledger.draft(payload, now)])
+        ledger.fold(connection, batch_id)
+    if (
+        batch.max_failures is not None
+        and batch.failed > batch.max_failures
+        and batch.status == "running"
+    ):
+        reason = f"{batch.failed} executions failed and max_failures allows {batch.max_failures}"
+        cancel(connection, batch_id, reason, "max_failures")
+
+
+def _finish_batch(ledger: Ledger, connection: Connection, batch: Row[Any], now: int) -> None:
+    status = advance_batch(batch.status, "exhaust")
+    counts = ev.Counts(**count_by_status(batch))
+    duration_ms = now - (batch.started_ms if batch.started_ms is not None else now)
+    if status == "completed":
+        comparison = ledger.fold(connection, batch.batch_id).comparison()
+        payload = ev.BatchCompleted(
+            counts=counts,
+            duration_ms=duration_ms,
+            best_variant=comparison["best_variant"],
+            best_score=comparison["best_score"],
+            files_tracked=0,
+        )
+    else:
+        payload = ev.BatchCancelled(
+            counts=counts,
+            duration_ms=duration_ms,
+            reason=batch.cancel_reason,
+            cancelled_by=batch.cancelled_by,
+        )
+    update_batch(connection, batch.batch_id, status=status, finished_ms=now)
+    log.append(connection, batch.batch_id, [ledger.draft(payload, now)])
+    ledger.close(batch.batch_id)
+
+
+def _end_payload(
+    outcome: Outcome,
+    ids: dict[str, Any],
+    cancel_reason: str,
+    overall: float | None,
+    *,
+    will_retry: bool,
+) -> ev.VariantCompleted | ev.VariantFailed | ev.VariantCancelled:
+    failure = outcome.failure
+    if outcome.status == "succeeded":
+        return ev.VariantCompleted(
+            **ids,
+            duration_ms=outcome.duration_ms,
+            node_count=outcome.node_count,
+            checkpoint_count=outcome.checkpoint_count,
+            scores=outcome.evaluation.scores,
+            overall_score=overall,
+            files_tracked=0,
+            file_commit_id=None,
+            cpu_ms=outcome.cpu_ms,
+            peak_rss_bytes=outcome.peak_rss_bytes,
+            usage=outcome.usage,
+        )
+    if failure is None:
+        return ev.VariantCancelled(**ids, reason=cancel_reason, duration_ms=outcome.duration_ms)
+    return ev.VariantFailed(
+        **ids,
+        kind=failure.kind,
+        reason=failure.reason,
+        error_type=failure.error_type,
+        error_message=failure.message,
+        failed_at_node=failure.node,
+        will_retry=will_retry,
+        duration_ms=outcome.duration_ms,
+        node_count=outcome.node_count,
+        checkpoint_count=outcome.checkpoint_count,
+    )
+
+
+def _result(attempt: Row[Any], finish: Finish, overall: float | None, now: int) -> dict[str, Any]:
+    outcome = finish.outcome
+    evaluation = outcome.evaluation
+    return {
+        "failure": outcome.failure.model_dump() if outcome.failure else None,
+        "output_bytes": finish.output_bytes,
+        "scores": evaluation.scores,
+        "score_comments": evaluation.comments,
+        "score_errors": evaluation.errors,
+        "overall_score": overall,
+        "duration_ms": outcome.duration_ms,
+        "queue_ms": attempt.queue_ms,
+        "node_count": outcome.node_count,
+        "checkpoint_count": outcome.checkpoint_count,
+        "file_commit_id": None,
+        "isolation": outcome.isolation,
+        "start": outcome.start,
+        "start_reason": outcome.start_reason,
+        "cpu_ms": outcome.cpu_ms,
+        "peak_rss_bytes": outcome.peak_rss_bytes,
+        "usage": outcome.usage,
+        "nodes": [node.model_dump() for node in outcome.nodes],
+        "stdout": outcome.stdout,
+        "stderr": outcome.stderr,
+        "recorded_ms": now,
+    }
+
+
+def _backoff_ms(retry: Retry, execution: str, attempt: int) -> int:
+    """Exponential backoff with up to a quarter of jitter, the same for the same attempt."""
+    delay_ms = retry.backoff * 1000 * _BACKOFF_FACTOR ** (attempt - 1)
+    jitter = zlib.crc32(f"{execution}/{attempt}".encode()) / 2**32 / 4
+    return round(min(delay_ms, _MAX_BACKOFF_MS) * (1 + jitter))

@@ -1,0 +1,97 @@
+"""Group commit: one thread writes, and many changes share one durable transaction.
+
+While a transaction is being synced, the changes that arrive wait and form the next one. A change is
+answered only after its transaction is durable. A change that fails is undone by its savepoint and
+hinders no other; when the transaction itself fails, all its changes are answered with that.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from wtb_core.errors import Unavailable
+from wtb_core.store.ledger import Ledger
+
+MAX_CHANGES = 256
+
+
+class _Waiting(NamedTuple):
+    change: Callable[[Connection], Any]
+    answer: asyncio.Future[Any]
+
+
+class Writer:
+    """The only writer of the store, from the moment it takes over until another one does."""
+
+    def __init__(
+        self, engine: Engine, ledger: Ledger, on_commit: Callable[[], None] = lambda: None
+    ) -> None:
+        self._engine = engine
+        self._ledger = ledger
+        self._on_commit = on_commit
+        self._waiting: list[_Waiting] = []
+        self._thread = ThreadPoolExecutor(1, "store-writer")
+        self._flushing: asyncio.Task[None] | None = None
+        with engine.begin() as connection:
+            self.epoch = ledger.take_over(connection)
+
+    async def write[Result](self, change: Callable[[Connection], Result]) -> Result:
+        """Apply a change durably and return what it returned.
+
+        Cancelling the caller does not cancel the change.
+
+        Raises:
+            WtbError: what the change raised.
+            StaleEpoch: when another writer has taken over.
+            Unavailable: when the database refused the transaction.
+        """
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(change, answer))
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+        return cast("Result", await asyncio.shield(answer))
+
+    async def close(self) -> None:
+        """Finish what waits, then stop the thread."""
+        if self._flushing is not None:
+            await self._flushing
+        self._thread.shutdown()
+
+    async def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch, self._waiting = self._waiting[:MAX_CHANGES], self._waiting[MAX_CHANGES:]
+            results = await loop.run_in_executor(self._thread, self._commit, batch)
+            for waiting, result in zip(batch, results, strict=True):
+                if waiting.answer.cancelled():
+                    continue
+                if isinstance(result, BaseException):
+                    waiting.answer.set_exception(result)
+                else:
+                    waiting.answer.set_result(result)
+            self._on_commit()
+
+    def _commit(self, batch: list[_Waiting]) -> list[Any]:
+        try:
+            with self._engine.begin() as connection:
+                self._ledger.check_epoch(connection, self.epoch)
+                results = [self._apply(connection, waiting) for waiting in batch]
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is every change's answer
+            self._ledger.forget()
+            answer = error
+            if isinstance(error, DBAPIError):
+                answer = Unavailable(f"the store refused a transaction: {error.orig}")
+            return [answer] * len(batch)
+        return results
+
+    def _apply(self, connection: Connection, waiting: _Waiting) -> Any:
+        try:
+            return self._ledger.apply(connection, waiting.change)
+        except DBAPIError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is the answer to this change alone
+            return error

@@ -90,6 +90,7 @@ def build_app(args: AppArgs) -> Application:
         "health_check_period_s": HEALTH_CHECK_S,
         "graceful_shutdown_wait_loop_s": DRAIN_LOOP_S,
         "request_router_config": router,
+        "logging_config": {"enable_access_log": False},
     }
     deployment = cast("Any", serve.deployment)  # its overloads do not know classes with options
     collector = deployment(

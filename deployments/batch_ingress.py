@@ -15,7 +15,7 @@ from ray import serve
 
 from deployments import routes
 from deployments.calls import Handle, call
-from deployments.dispatcher import Dispatcher
+from deployments.dispatcher import Dispatcher, quieten_rejections
 from deployments.pool_policy import PoolLimits, PoolWatcher
 from deployments.sse import EventStreams
 from wtb_core.data import DataDir
@@ -61,6 +61,7 @@ class BatchIngress:
         self._folds: OrderedDict[str, BatchFold] = OrderedDict()
         app_name = serve.get_replica_context().app_name
         self._watcher = PoolWatcher(collector, app_name, EXECUTOR, limits)
+        quieten_rejections()
         self._dispatcher = Dispatcher(
             collector, executor, self._watcher.count_slots, limits.max_queued
         )

@@ -32,6 +32,17 @@ DEMAND_WAIT_MS = 4_000
 PAUSE_S = 0.5
 
 
+def quieten_rejections() -> None:
+    """Keep what is the pump's daily business, refusals and waits for a slot, out of the log."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(
+            ("Request dropped due to backpressure", "Failed to route request after")
+        )
+
+    logger.addFilter(is_news)
+
+
 class Dispatcher:
     """The pump. `count_slots` says how many slots live replicas have now."""
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray import serve
 
@@ -63,7 +64,6 @@ class VariantExecutor:
         data_dir: str,
         identify: Callable[[], Identity] = find_identity,
     ) -> None:
-        started = time.monotonic()
         data = DataDir(Path(data_dir)).create()
         self._collector = collector
         self._identity = identify()
@@ -76,7 +76,7 @@ class VariantExecutor:
             actor_id=self._identity.actor_id,
             replica_id=self._identity.replica_id,
             node_id=self._identity.node_id,
-            initialization_ms=round((time.monotonic() - started) * 1000),
+            initialization_ms=round((time.time() - psutil.Process().create_time()) * 1000),
             isolation=ISOLATION,
         )
         self._registered = asyncio.Event()

@@ -68,6 +68,7 @@ class Scope(NamedTuple):
 
     @property
     def storage_key(self) -> str:
+        """What the attempt's rows are stored under."""
         return f"{self.execution_id}/{self.attempt}"
 
 
@@ -201,7 +202,7 @@ def _commit(db: sqlite3.Connection, jobs: Sequence[_Job]) -> None:
                 answers.append((job, job.work(db)))
             except sqlite3.OperationalError:
                 raise
-            except Exception as error:  # a frame of foreign code may be malformed in any way
+            except Exception as error:  # noqa: BLE001 - foreign frames are malformed in any way
                 db.execute("ROLLBACK TO job")
                 job.fail(error if isinstance(error, WtbError) else _malformed(error))
             db.execute("RELEASE job")
@@ -219,8 +220,10 @@ def _malformed(error: Exception) -> WireError:
 
 
 def check_fence(db: sqlite3.Connection, scope: Scope) -> None:
-    """Raises:
-    FenceError: unless the execution's fence is the scope's attempt.
+    """Require that the execution's fence is the scope's attempt.
+
+    Raises:
+        FenceError: when it is another one's, or nobody's.
     """
     row = db.execute(
         "SELECT attempt FROM fences WHERE execution_id = ?", (scope.execution_id,)
@@ -307,10 +310,10 @@ class CheckpointSession:
             if value is not None and (value or column != "id"):
                 wanted.append(f"{column} {comparison} ?")
                 values.append(value)
+        where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
         rows = db.execute(
-            "SELECT storage_key, ns, id FROM checkpoints"
-            + (f" WHERE {' AND '.join(wanted)}" if wanted else "")
-            + " ORDER BY storage_key, ns, id DESC LIMIT ?",
+            f"SELECT storage_key, ns, id FROM checkpoints{where}"  # noqa: S608 - our own columns
+            " ORDER BY storage_key, ns, id DESC LIMIT ?",
             (*values, -1 if header["limit"] is None else max(0, header["limit"])),
         )
         own = self.scope.execution_id if self.scope else None

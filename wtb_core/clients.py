@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Coroutine, Iterator
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import httpx
@@ -265,6 +266,6 @@ def _to_error(response: httpx.Response) -> errors.WtbError:
     if kind == "invalid-spec":
         problems = [errors.Problem(p["path"], p["message"]) for p in body["problems"]]
         return errors.InvalidSpec(problems)
-    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+    if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
         return errors.Unavailable(detail, int(response.headers.get("Retry-After", "1")))
     return errors.RequestRefused(response.status_code, detail)

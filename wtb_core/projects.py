@@ -29,7 +29,7 @@ _CACHES = {"__pycache__", ".git", ".wtb", ".pytest_cache", ".ruff_cache", ".mypy
 _INHERITED = ("PATH", "LANG", "TZ")
 
 Describe = Callable[[ProjectSetup], Awaitable[dict[str, Any]]]
-Reference = Annotated[str, StringConstraints(pattern=r"^(\./[^:\0]+\.py|[A-Za-z_][\w.]*):[\w.]+$")]
+Reference = Annotated[str, StringConstraints(pattern=r"^(\./[^:]+\.py|[A-Za-z_][\w.]*):[\w.]+$")]
 
 
 class _Strict(BaseModel):

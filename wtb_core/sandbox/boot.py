@@ -1,4 +1,4 @@
-"""The first code in every process that runs user code: `python -I -B boot.py MODE SESSION LEASH`.
+"""The first code in every process that runs user code: `python -I -B boot.py MODE SOCKET...`.
 
 The interpreter may be another virtual environment, with its own langgraph and without this
 package. Only the package's own directory is made importable; the site-packages around it stay out
@@ -25,23 +25,32 @@ def _make_package_importable() -> None:
 
 
 def main() -> None:
-    mode, session, leash = sys.argv[1:]
+    mode, *numbers = sys.argv[1:]
     sys.argv[:] = [""]
     _make_package_importable()
-
+    session, *leash = [socket.socket(fileno=int(number)) for number in numbers]
+    for sock in (session, *leash):
+        sock.set_inheritable(False)
+    if mode == "child":
+        _run(mode, session)
     from wtb_core.sandbox import init
 
-    def run() -> NoReturn:
-        # Here langgraph is imported: in the forked process, while its parent stays lean.
-        if mode == "zygote":
-            from wtb_core.sandbox import zygote
+    init.supervise(leash[0], lambda: _run(mode, session))
 
-            zygote.serve(int(session))
-        from wtb_core.sandbox import child
 
-        child.main(socket.socket(fileno=int(session)), None)
+def _run(mode: str, session: socket.socket) -> NoReturn:
+    """What each mode imports stays out of the others, above all langgraph out of the init."""
+    if mode == "zygote":
+        from wtb_core.sandbox import zygote
 
-    init.supervise(socket.socket(fileno=int(leash)), run)
+        zygote.serve(session)
+    elif mode == "launcher":
+        from wtb_core.sandbox import forking
+
+        forking.launch_fresh(session, Path(__file__).resolve())
+    from wtb_core.sandbox import child
+
+    child.main(session, None)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ class _Fault(Exception):
 
 def main(sock: socket.socket, project: LoadedProject | None) -> NoReturn:
     """Receive a job, do it, end the process; `project` is None in a new interpreter."""
-    sock.set_inheritable(False)
     channel = Channel(sock)
     header, blobs = channel.receive()
     session = ChannelSession(channel)

@@ -40,7 +40,7 @@ class Unanswered(Exception):
 
 
 class NodeRecorder:
-    """Posts each node's start and end; knows which are running.
+    """Posts each node's start and end, and finds the node that failed.
 
     A superstep starts when a task starts while none is running: LangGraph announces all tasks of a
     superstep before it runs the first.
@@ -51,31 +51,38 @@ class NodeRecorder:
         self._start = time.monotonic()
         self._superstep = 0
         self._count = 0
-        self.running: dict[str, tuple[int, str]] = {}
+        self._running: dict[str, tuple[int, str]] = {}
+        self._failed: dict[str, str] = {}
 
     def take(self, task: dict[str, Any]) -> None:
         if "result" not in task:
-            if not self.running:
+            if not self._running:
                 self._superstep += 1
-            self.running[task["id"]] = (self._count, task["name"])
+            self._running[task["id"]] = (self._count, task["name"])
             self._post("node_started", self._count, name=task["name"], superstep=self._superstep)
             self._count += 1
-        elif task["id"] in self.running:
-            index, _ = self.running.pop(task["id"])
-            error = task.get("error")
-            self._post("node_ended", index, error=None if error is None else _summary(error))
+        elif task["id"] in self._running:
+            self._end(task["id"], task.get("error"))
 
     def fail(self, error: BaseException) -> str | None:
-        """End the node that `error` came out of and return its name, None when it is not known."""
-        noted = [_TASK_NOTE.fullmatch(str(note)) for note in getattr(error, "__notes__", ())]
-        ids = [match[1] for match in noted if match and match[1] in self.running]
-        if not ids and len(self.running) == 1:
-            ids = list(self.running)
-        if not ids:
-            return None
-        index, name = self.running.pop(ids[-1])
-        self._post("node_ended", index, error=_summary(error))
-        return name
+        """The node that `error` came out of, None when it is not known.
+
+        LangGraph notes the task on the exception, the innermost graph's first; whether it also
+        announces the task's end depends on how many tasks run.
+        """
+        notes = [_TASK_NOTE.fullmatch(str(note)) for note in getattr(error, "__notes__", ())]
+        known = {match[1] for match in notes if match} & {*self._running, *self._failed}
+        if not known and len(self._running) == 1:
+            known = set(self._running)
+        for task_id in known & set(self._running):
+            self._end(task_id, error)
+        return next((self._failed[task_id] for task_id in known), None)
+
+    def _end(self, task_id: str, error: object) -> None:
+        index, name = self._running.pop(task_id)
+        if error is not None:
+            self._failed[task_id] = name
+        self._post("node_ended", index, error=None if error is None else _summary(error))
 
     def _post(self, operation: str, index: int, **facts: Any) -> None:
         at_ms = round((time.monotonic() - self._start) * 1000)

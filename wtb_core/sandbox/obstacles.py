@@ -7,21 +7,37 @@ copies of a socket talk over each other.
 import os
 import socket
 import threading
+import time
+
+_SETTLE_S = 0.5
 
 
 def find_fork_obstacle(own: frozenset[int]) -> str | None:
     """Why this process must not be forked, None when it may; `own` are our open sockets."""
-    threads = os.listdir("/proc/self/task")
-    if len(threads) > 1:
-        known = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
-        unnamed = len(threads) - 1 - len(known)
-        names = ", ".join([*known, *([f"{unnamed} not started by Python"] if unnamed > 0 else [])])
-        return f"{len(threads)} threads are alive after import: {names} beside the main thread"
+    known, unnamed = _settled_threads()
+    if known or unnamed:
+        names = ", ".join([*known, *([f"{unnamed} not started by Python"] if unnamed else [])])
+        count = 1 + len(known) + unnamed
+        return f"{count} threads are alive after import: {names} beside the main thread"
     sockets = [number for number in _open_sockets() if number not in own]
     if sockets:
         count = f"{len(sockets)} sockets are" if len(sockets) > 1 else "a socket is"
         return f"{count} open after import: {', '.join(map(_name_socket, sockets))}"
     return None
+
+
+def _settled_threads() -> tuple[list[str], int]:
+    """The names of Python's other threads, and how many more there are.
+
+    A thread that Python has joined is still listed by the kernel for a moment.
+    """
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        known = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
+        unnamed = max(0, len(os.listdir("/proc/self/task")) - 1 - len(known))
+        if not unnamed or time.monotonic() > deadline:
+            return known, unnamed
+        time.sleep(0.002)
 
 
 def _open_sockets() -> list[int]:

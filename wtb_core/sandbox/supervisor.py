@@ -98,8 +98,8 @@ class SandboxProcess:
 class Supervisor:
     """The processes of one project setup. `directory` is private to it: log, HOME, TMPDIR.
 
-    The zygote lies below an init as well: whatever it leaves behind dies with it, and so do the
-    executions forked from it.
+    The zygote lies below an init as well, as does the launcher that takes its place where a project
+    cannot be forked: whatever is left behind dies with it, and so do the executions.
     """
 
     def __init__(self, setup: ProjectSetup, directory: Path) -> None:
@@ -107,7 +107,7 @@ class Supervisor:
         self.directory = directory
         self.log = directory / "zygote.log"
         self._start_lock = asyncio.Lock()
-        self._zygote: SandboxProcess | None = None
+        self._source: SandboxProcess | None = None  # what executions are forked from
         self.start_reason: str | None = (
             "the project says `start: fresh`" if setup.start == "fresh" else None
         )
@@ -118,23 +118,27 @@ class Supervisor:
         return "fresh" if self.start_reason else "fork"
 
     async def ready(self) -> None:
-        """Start the zygote unless it runs or is not wanted.
+        """Start the zygote, or the launcher of new interpreters, unless it runs.
 
         Raises:
             SetupError: when it cannot start; says why, with the last lines of its log.
         """
         async with self._start_lock:
-            if self.start_reason is not None or (self._zygote and self._zygote.is_alive()):
+            if self._source is not None and self._source.is_alive():
                 return
-            await self._stop_zygote()
-            self._zygote = await self._spawn("zygote")
+            await self._stop()
             try:
-                self.start_reason = await self._load(self._zygote)
+                if self.start_reason is None:
+                    self._source = await self._spawn("zygote")
+                    self.start_reason = await self._load(self._source)
+                    if self.start_reason is None:
+                        return
+                    await self._stop()
+                self._source = await self._spawn("launcher")
+                await self._load(self._source)
             except BaseException:
-                await self._stop_zygote()
+                await self._stop()
                 raise
-            if self.start_reason is not None:
-                await self._stop_zygote()
 
     async def launch(self) -> SandboxProcess:
         """A new process that waits for its job on its session.
@@ -143,49 +147,49 @@ class Supervisor:
             SetupError: when no process can be made.
         """
         await self.ready()
-        if self._zygote is None:
-            return await self._spawn("fresh")
         session, child_session = socket.socketpair()
         leash, child_leash = socket.socketpair()
         try:
-            # One byte each; the zygote's socket holds thousands of them.
+            if self._source is None:
+                raise BrokenPipeError("it has just been closed")
+            # One byte each; the socket holds hundreds of them.
             numbers = [child_session.fileno(), child_leash.fileno()]
-            socket.send_fds(self._zygote.session.sock, [b"f"], numbers)
+            socket.send_fds(self._source.session.sock, [b"f"], numbers)
         except OSError as error:
             session.close()
             leash.close()
-            raise SetupError("start", f"the zygote does not answer: {error}") from error
+            raise SetupError("start", f"the process to fork from is gone: {error}") from error
         finally:
             child_session.close()
             child_leash.close()
         return SandboxProcess(AsyncChannel(session), AsyncChannel(leash), None)
 
     async def close(self) -> None:
-        """Kill the zygote and everything that was forked from it."""
+        """Kill the zygote or launcher and everything that was forked from it."""
         async with self._start_lock:
-            await self._stop_zygote()
+            await self._stop()
 
-    async def _load(self, zygote: SandboxProcess) -> str | None:
-        """Have the zygote load the project; why it must not be forked, None when it may."""
+    async def _load(self, source: SandboxProcess) -> str | None:
+        """Wait until it is ready; why it must not be forked with the project, None when it may."""
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                await zygote.session.send({"setup": self.setup.model_dump(mode="json")})
-                answer, _ = await zygote.session.receive()
+                await source.session.send({"setup": self.setup.model_dump(mode="json")})
+                answer, _ = await source.session.receive()
                 return answer["obstacle"]
         except TimeoutError as error:
             message = f"the project did not load in {START_TIMEOUT_S:.0f} s"
             raise SetupError("start", self._with_log(message)) from error
         except (EOFError, OSError, WireError, KeyError) as error:
-            ended = describe_status((await zygote.kill()).status)
+            ended = describe_status((await source.kill()).status)
             message = f"the process that loads the project {ended}"
             raise SetupError("start", self._with_log(message)) from error
 
-    async def _stop_zygote(self) -> None:
-        zygote, self._zygote = self._zygote, None
-        if zygote is not None:
-            await zygote.close()
+    async def _stop(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            await source.close()
 
-    async def _spawn(self, mode: Literal["zygote", "fresh"]) -> SandboxProcess:
+    async def _spawn(self, mode: Literal["zygote", "launcher"]) -> SandboxProcess:
         session, child_session = socket.socketpair()
         leash, child_leash = socket.socketpair()
         try:
@@ -211,7 +215,7 @@ class Supervisor:
             "HOME": str(home),
             "TMPDIR": str(tmp),
         }
-        with self.log.open("wb" if mode == "zygote" else "ab") as log:
+        with self.log.open("wb") as log:
             try:
                 return await asyncio.create_subprocess_exec(
                     *(self.setup.python, "-I", "-B", str(Path(boot.__file__).resolve()), mode),

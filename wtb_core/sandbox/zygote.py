@@ -8,8 +8,6 @@ It ends with its control socket.
 import asyncio
 import gc
 import os
-import random
-import select
 import socket
 import sys
 from operator import add
@@ -20,7 +18,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langsmith.run_helpers import tracing_context
 
-from wtb_core.sandbox import child, init
+from wtb_core.sandbox import child
+from wtb_core.sandbox.forking import fork_on_request
 from wtb_core.sandbox.obstacles import find_fork_obstacle
 from wtb_core.sandbox.project import LoadedProject
 from wtb_core.sandbox.wire import Channel
@@ -67,11 +66,8 @@ def _run_async(graph: Any, config: Any) -> None:
     asyncio.run(run())
 
 
-def serve(control_number: int) -> NoReturn:
+def serve(control: socket.socket) -> NoReturn:
     """Load, warm up, say whether forking is safe, then fork on each request."""
-    init.become_subreaper()
-    os.set_inheritable(control_number, False)
-    control = socket.socket(fileno=control_number)
     channel = Channel(control)
     header, _ = channel.receive()
     project = LoadedProject(header["setup"])
@@ -85,55 +81,8 @@ def serve(control_number: int) -> NoReturn:
     channel.send({"obstacle": obstacle})
     if obstacle is not None:
         os._exit(0)
-    _fork_on_request(control, project)
 
-
-def _fork_on_request(control: socket.socket, project: LoadedProject) -> NoReturn:
-    running: dict[int, int] = {}  # pidfd -> pid of an init
-    helpers = init.find_children(os.getpid())  # processes that the project started at import
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    while True:
-        for number, _ in poll.poll():
-            if number == control.fileno():
-                data, descriptors, _, _ = socket.recv_fds(control, 1, 2)
-                if not data:
-                    os._exit(0)  # the init above ends what is left
-                handle, pid = _fork(control, running, descriptors, project)
-                running[handle] = pid
-                poll.register(handle, select.POLLIN)
-            else:
-                poll.unregister(number)
-                os.close(number)
-                _, status = os.waitpid(running.pop(number), 0)
-                if status != 0:  # killed by user code, so its orphans came here
-                    init.kill_descendants(spare=frozenset([*running.values(), *helpers]))
-
-
-def _fork(
-    control: socket.socket, running: dict[int, int], descriptors: list[int], project: LoadedProject
-) -> tuple[int, int]:
-    session, leash = descriptors
-    for descriptor in descriptors:
-        os.set_inheritable(descriptor, False)
-    pid = os.fork()
-    if pid == 0:
-        control.close()
-        for handle in running:
-            os.close(handle)
-        _serve_one(session, leash, project)
-    os.close(session)
-    os.close(leash)
-    return os.pidfd_open(pid), pid
-
-
-def _serve_one(session: int, leash: int, project: LoadedProject) -> NoReturn:
-    def run() -> NoReturn:
-        random.seed()
+    def run(session: int) -> NoReturn:
         child.main(socket.socket(fileno=session), project)
 
-    try:
-        os.setsid()
-        init.supervise(socket.socket(fileno=leash), run)
-    finally:
-        os._exit(1)
+    fork_on_request(control, run)

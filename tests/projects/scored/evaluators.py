@@ -14,7 +14,11 @@ async def distance(output, reference):
 
 
 def several(input, output):
-    return {"input": input["x"], "odd": output["x"] % 2 == 1, "note": {"score": 0.5, "comment": "half"}}
+    return {
+        "input": input["x"],
+        "odd": output["x"] % 2 == 1,
+        "note": {"score": 0.5, "comment": "half"},
+    }
 
 
 def from_workspace(workspace: Path):

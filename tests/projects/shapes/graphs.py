@@ -69,9 +69,13 @@ inner_async = chain(Number, ("inner_increment", increment_async)).compile()
 nested_async = chain(Number, ("first", increment), ("inner", inner_async)).compile()
 
 
+def largest(left: int, right: int) -> int:
+    return max(left, right)
+
+
 class Log(TypedDict):
     log: Annotated[list[str], operator.add]
-    count: Annotated[int, max]
+    count: Annotated[int, largest]
 
 
 def jump(state) -> Command[Literal["left", "right"]]:

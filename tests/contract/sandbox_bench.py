@@ -1,0 +1,114 @@
+"""An engine on a uvloop in a thread of its own, as in a Ray replica, and a look at /proc."""
+
+import asyncio
+import itertools
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import uvloop
+
+from wtb_core.attempts import Assignment
+from wtb_core.checkpoint_store import CheckpointStore
+from wtb_core.engine import Engine
+from wtb_core.files.blobs import BlobStore
+from wtb_core.sandbox.setup import ProjectSetup
+from wtb_core.specs import Limits, Variant, Workspace
+
+PROJECTS = Path(__file__).parents[1] / "projects"
+
+
+class Bench:
+    """Runs single executions of the projects beside the tests."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.setups: dict[str, ProjectSetup] = {}
+        self.blobs = BlobStore(root / "blobs")
+        self.store = CheckpointStore(root / "checkpoints.db")
+        self.engine = Engine(root / "runs", self.blobs, self.store, self.find_setup)
+        self.loop = uvloop.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self._ids = itertools.count(1)
+
+    async def find_setup(self, project: str, version: str) -> ProjectSetup:
+        return self.setups[project]
+
+    def add(self, name: str, directory: str, graphs: dict[str, str], **fields) -> ProjectSetup:
+        fields.setdefault("python", sys.executable)
+        self.setups[name] = ProjectSetup(
+            project=name,
+            version="v1",
+            code=PROJECTS / directory,
+            workspace=fields.pop("workspace", None),
+            graphs=graphs,
+            **fields,
+        )
+        return self.setups[name]
+
+    def call(self, coroutine, timeout_s: float = 60):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout_s)
+
+    def assign(self, project: str, graph: str = "default", given=None, **options) -> Assignment:
+        case = {"id": "case", "input": given, "resume": options.pop("resume", [])}
+        case["files"] = options.pop("case_files", {})
+        if "reference" in options:
+            case["reference"] = options.pop("reference")
+        return Assignment(
+            execution_id=options.pop("execution_id", f"execution-{next(self._ids)}"),
+            batch_id="batch",
+            attempt=options.pop("attempt", 1),
+            project=project,
+            project_version="v1",
+            variant=Variant(name="variant", graph=graph, **options.pop("variant", {})),
+            case=case,
+            repetition=0,
+            evaluators=options.pop("evaluators", []),
+            limits=Limits(**{"timeout": 30, **options.pop("limits", {})}),
+            workspace=Workspace(keep=options.pop("keep", "never")),
+        )
+
+    def run(self, project: str, graph: str = "default", given=None, **options):
+        return self.call(self.engine.execute(self.assign(project, graph, given, **options)))
+
+    def close(self) -> None:
+        try:
+            self.call(self.engine.close())
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join()
+            self.loop.close()
+            self.store.close()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, deadline_s: float = 20.0):
+    end = time.monotonic() + deadline_s
+    while not (found := condition()):
+        assert time.monotonic() < end, "the deadline has passed"
+        time.sleep(0.005)
+    return found
+
+
+def find_processes_of(directory: Path) -> list[int]:
+    """Processes whose environment names `directory`, as all of a bench's do by HOME."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if str(directory).encode() in environment and is_alive(int(entry.name)):
+                found.append(int(entry.name))
+    return found

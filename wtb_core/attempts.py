@@ -4,15 +4,15 @@ An `Assignment` is the answer to a claim; an `Outcome` is what the engine makes 
 process boundaries as JSON.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from wtb_core.specs import Case, FailureKind, Limits, Variant, Workspace
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class Assignment(_Message):
@@ -69,7 +69,7 @@ class Outcome(_Message):
 
     `output` is JSON text. `stdout` and `stderr` are blob digests, null when nothing was written.
     `start` says whether the process was forked from the warm zygote or was a new interpreter, and
-    `start_reason` why it was not forked.
+    `start_reason` why it was not forked. A failed attempt has a failure, and only that one.
     """
 
     status: Literal["succeeded", "failed", "cancelled"]
@@ -88,3 +88,9 @@ class Outcome(_Message):
     start_reason: str | None = None
     isolation: dict[str, Any] = {}
     usage: dict[str, dict[str, float]] = {}
+
+    @model_validator(mode="after")
+    def _check_failure(self) -> Self:
+        if (self.status == "failed") != (self.failure is not None):
+            raise ValueError("an outcome has a failure when its status is failed, and only then")
+        return self

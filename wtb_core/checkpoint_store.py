@@ -334,9 +334,11 @@ class CheckpointSession:
         db.execute(
             "INSERT OR REPLACE INTO checkpoints (storage_key, ns, id, parent, source, step, type,"
             " body, metadata_type, metadata, versions) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, ns, identity, header["parent"], header["source"], header["step"])
-            + (header["type"], body, header["metadata_type"], metadata)
-            + (json.dumps(header["versions"]),),
+            (
+                *(key, ns, identity, header["parent"], header["source"], header["step"]),
+                *(header["type"], body, header["metadata_type"], metadata),
+                json.dumps(header["versions"]),
+            ),
         )
 
     def _put_writes(
@@ -358,10 +360,8 @@ def _get(db: sqlite3.Connection, key: str, header: dict[str, Any]) -> Frame:
     ns, identity = header["ns"], header["id"]
     row = db.execute(
         "SELECT id, parent, type, metadata_type, body, metadata, versions FROM checkpoints"
-        " WHERE storage_key = ? AND ns = ?"
-        + (" AND id = ?" if identity else "")
-        + " ORDER BY id DESC LIMIT 1",
-        (key, ns, identity) if identity else (key, ns),
+        " WHERE storage_key = ? AND ns = ? AND id = ifnull(?, id) ORDER BY id DESC LIMIT 1",
+        (key, ns, identity or None),
     ).fetchone()
     if row is None:
         return {"found": False}, []
@@ -392,4 +392,4 @@ def _get(db: sqlite3.Connection, key: str, header: dict[str, Any]) -> Frame:
 
 def _delete(db: sqlite3.Connection, key: str) -> None:
     for table in ("checkpoints", "channel_values", "writes"):
-        db.execute(f"DELETE FROM {table} WHERE storage_key = ?", (key,))
+        db.execute(f"DELETE FROM {table} WHERE storage_key = ?", (key,))  # noqa: S608 - our tables

@@ -10,7 +10,7 @@ import json
 import random
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
@@ -31,9 +31,13 @@ from wtb_core.sandbox.wire import Channel, Frame
 class Session(Protocol):
     """What a saver needs of its connection: calls in order, answered or not."""
 
-    def request(self, header: dict[str, Any], *blobs: bytes) -> Frame: ...
+    def request(self, header: dict[str, Any], *blobs: bytes) -> Frame:
+        """Send, and wait for the answer."""
+        ...
 
-    def post(self, header: dict[str, Any], *blobs: bytes) -> None: ...
+    def post(self, header: dict[str, Any], *blobs: bytes) -> None:
+        """Send what has no answer."""
+        ...
 
 
 class ChannelSession:
@@ -48,6 +52,7 @@ class ChannelSession:
         self._asking = threading.Lock()
 
     def request(self, header: dict[str, Any], *blobs: bytes) -> Frame:
+        """Send, and wait for the answer; a refusal is raised as RuntimeError in user code."""
         with self._asking:
             self.post(header, *blobs)
             answer, payload = self._channel.receive()
@@ -56,6 +61,7 @@ class ChannelSession:
         return answer, payload
 
     def post(self, header: dict[str, Any], *blobs: bytes) -> None:
+        """Send without waiting."""
         with self._sending:
             self._channel.send(header, *blobs)
 
@@ -71,7 +77,8 @@ class SessionSaver(BaseCheckpointSaver[str]):
         self._session = session
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        configurable = config["configurable"]
+        """The checkpoint that `config` names, or the thread's latest."""
+        configurable = _configurable(config)
         thread_id, namespace = configurable["thread_id"], configurable.get("checkpoint_ns", "")
         checkpoint_id = get_checkpoint_id(config)
         found = self._fetch(thread_id, namespace, checkpoint_id)
@@ -81,11 +88,12 @@ class SessionSaver(BaseCheckpointSaver[str]):
         self,
         config: RunnableConfig | None,
         *,
-        filter: dict[str, Any] | None = None,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - the base class's name
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        configurable: dict[str, Any] = config["configurable"] if config else {}
+        """Checkpoints, newest first in each namespace."""
+        configurable = _configurable(config) if config else {}
         answer, _ = self._session.request(
             {
                 "op": "list",
@@ -113,7 +121,8 @@ class SessionSaver(BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        configurable = config["configurable"]
+        """Store a checkpoint; durable when this returns."""
+        configurable = _configurable(config)
         thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
         bare: dict[str, Any] = dict(checkpoint)
         values: dict[str, Any] = bare.pop("channel_values")
@@ -158,7 +167,8 @@ class SessionSaver(BaseCheckpointSaver[str]):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        configurable = config["configurable"]
+        """Send the writes of a task."""
+        configurable = _configurable(config)
         rows: list[list[Any]] = []
         blobs: list[bytes] = []
         for position, (channel, value) in enumerate(writes):
@@ -179,19 +189,22 @@ class SessionSaver(BaseCheckpointSaver[str]):
         )
 
     def delete_thread(self, thread_id: str) -> None:
+        """Delete a thread; a session of an execution is refused."""
         self._session.request({"op": "delete_thread", "thread_id": thread_id})
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """As `get_tuple`."""
         return await asyncio.to_thread(self.get_tuple, config)
 
     async def alist(
         self,
         config: RunnableConfig | None,
         *,
-        filter: dict[str, Any] | None = None,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - the base class's name
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
+        """As `list`."""
         found = self.list(config, filter=filter, before=before, limit=limit)
         while (item := await asyncio.to_thread(next, found, None)) is not None:
             yield item
@@ -203,6 +216,7 @@ class SessionSaver(BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
+        """As `put`; other tasks of the graph go on meanwhile."""
         return await asyncio.to_thread(self.put, config, checkpoint, metadata, new_versions)
 
     async def aput_writes(
@@ -212,12 +226,14 @@ class SessionSaver(BaseCheckpointSaver[str]):
         task_id: str,
         task_path: str = "",
     ) -> None:
+        """As `put_writes`."""
         self.put_writes(config, writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
+        """As `delete_thread`."""
         await asyncio.to_thread(self.delete_thread, thread_id)
 
-    def get_next_version(self, current: str | None, channel: None) -> str:
+    def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002
         """As `InMemorySaver`: a growing integer and a random fraction, so that forks differ."""
         if current is None:
             number = 0
@@ -225,7 +241,7 @@ class SessionSaver(BaseCheckpointSaver[str]):
             number = current
         else:
             number = int(current.split(".")[0])
-        return f"{number + 1:032}.{random.random():016}"
+        return f"{number + 1:032}.{random.random():016}"  # noqa: S311 - no secret
 
     def _fetch(
         self, thread_id: str, namespace: str, checkpoint_id: str | None
@@ -249,11 +265,15 @@ class SessionSaver(BaseCheckpointSaver[str]):
         parent = answer["parent"]
         return CheckpointTuple(
             config=_config(thread_id, namespace, answer["id"]),
-            checkpoint={**bare, "channel_values": values},
+            checkpoint=cast("Checkpoint", {**bare, "channel_values": values}),
             metadata=metadata,
             parent_config=_config(thread_id, namespace, parent) if parent else None,
             pending_writes=writes,
         )
+
+
+def _configurable(config: RunnableConfig) -> dict[str, Any]:
+    return cast("dict[str, Any]", config)["configurable"]
 
 
 def _config(thread_id: str, namespace: str, checkpoint_id: str) -> RunnableConfig:

@@ -17,7 +17,7 @@ import click
 
 from wtb_core import demo as demonstration
 from wtb_core.clients import HttpClient
-from wtb_core.display import follow, make_console, print_comparison
+from wtb_core.display import follow, make_console, print_comparison, strip_controls
 from wtb_core.errors import InvalidRequest, InvalidSpec, RequestRefused, Unavailable, WtbError
 from wtb_core.testbench import DEFAULT_PROJECTS, DEFAULT_URL, TestBench, read_spec
 
@@ -105,7 +105,8 @@ def list_batches(status: str | None, url: str, token: str | None, *, as_json: bo
             counts = item["counts"]
             click.echo(
                 f"{item['batch_id']}  {item['status']:<10} "
-                f"{counts['succeeded']}/{counts['total']} succeeded  {item['name'] or ''}"
+                f"{counts['succeeded']}/{counts['total']} succeeded  "
+                f"{strip_controls(item['name'] or '')}"
             )
 
 
@@ -170,7 +171,7 @@ def list_projects(url: str, token: str | None, *, as_json: bool) -> None:
         for item in page["items"]:
             click.echo(f"{item['name']}  {(item['version'] or 'unusable')[:12]}  {item['source']}")
             for problem in item["problems"]:
-                click.echo(f"  problem: {problem}")
+                click.echo(f"  problem: {strip_controls(problem)}")
 
 
 @main.command()
@@ -214,7 +215,8 @@ def _print(value: dict[str, Any], *, as_json: bool) -> None:
         click.echo(json.dumps(value, ensure_ascii=False))
         return
     for key, item in value.items():
-        click.echo(f"{key}: {item if isinstance(item, str) else json.dumps(item)}")
+        text = item if isinstance(item, str) else json.dumps(item)
+        click.echo(f"{key}: {strip_controls(text)}")
 
 
 @contextmanager
@@ -223,13 +225,13 @@ def _exit_codes() -> Generator[None]:
     try:
         yield
     except Unavailable as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {strip_controls(error)}", err=True)
         sys.exit(EXIT_UNREACHABLE)
     except (InvalidSpec, InvalidRequest, RequestRefused) as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {strip_controls(error)}", err=True)
         sys.exit(EXIT_USAGE)
     except WtbError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {strip_controls(error)}", err=True)
         sys.exit(EXIT_NOT_ALL)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -193,7 +193,7 @@ class LocalClient:
         self._thread.daemon = True
         self._thread.start()
         self._turn = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._runs: dict[str, asyncio.Task[None]] = {}
 
     def submit(self, spec: Json, idempotency_key: str | None) -> Json:
         """See `Client`; the batch starts when those before it have ended."""
@@ -201,9 +201,7 @@ class LocalClient:
         async def submit() -> Json:
             receipt = await self._runner.submit(spec, idempotency_key)
             if receipt.created:
-                task = asyncio.create_task(self._run(receipt.batch_id))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._runs[receipt.batch_id] = asyncio.create_task(self._run(receipt.batch_id))
             return receipt._asdict()
 
         return self._wait(submit())
@@ -213,8 +211,16 @@ class LocalClient:
         return self._runner.read_batch(batch_id)
 
     def follow(self, batch_id: str, after: int) -> Iterator[Json]:
-        """See `Client`."""
-        return self._runner.follow(batch_id, after)
+        """See `Client`; raises what ended the batch's run, if something did."""
+
+        def check() -> None:
+            run = self._runs.get(batch_id)
+            if run is not None and run.done():
+                if run.cancelled():
+                    raise errors.Unavailable("the runner was closed")
+                run.result()
+
+        return self._runner.follow(batch_id, after, check)
 
     def executions(self, batch_id: str) -> Iterator[Json]:
         """See `Client`."""
@@ -227,7 +233,8 @@ class LocalClient:
     def cancel(self, batch_id: str, reason: str) -> Json:
         """See `Client`."""
         changed = self._wait(self._runner.cancel(batch_id, reason))
-        return {"batch_id": batch_id, "status": "cancelling" if changed else "", "changed": changed}
+        status = self._runner.read_batch(batch_id)["status"]
+        return {"batch_id": batch_id, "status": status, "changed": changed}
 
     def projects(self) -> list[Json]:
         """The projects that the runner finds."""
@@ -237,10 +244,9 @@ class LocalClient:
         """See `Client`; ends what runs."""
 
         async def close() -> None:
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for run in self._runs.values():
+                run.cancel()
+            await asyncio.gather(*self._runs.values(), return_exceptions=True)
             await self._runner.close()
 
         self._wait(close())

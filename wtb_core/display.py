@@ -29,9 +29,14 @@ def make_console(*, stderr: bool = False) -> Console:
     return console
 
 
+def strip_controls(text: object) -> str:
+    """Text from user code without control sequences; lines and tabs stay."""
+    return _CONTROL.sub("", _ESCAPE.sub("", str(text)))
+
+
 def clean(text: object, limit: int = MAX_TEXT) -> str:
     """Text from user code without control sequences or markup, cut to `limit` characters."""
-    bare = _CONTROL.sub("", _ESCAPE.sub("", str(text)))
+    bare = strip_controls(text)
     return escape(bare if len(bare) <= limit else bare[: limit - 1] + "…")
 
 
@@ -51,19 +56,21 @@ def follow(
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("executions", total=total, state="")
-        running = succeeded = failed = 0
+        running: set[str] = set()
+        succeeded = failed = cancelled = 0
         for event in events:
             kind, payload = event["type"], event["payload"]
             if kind == "ray_variant_execution_started":
-                running += 1
+                running.add(payload["execution_id"])
             elif kind.startswith("ray_variant_execution_"):
-                running -= 1 if payload["attempt"] else 0
+                running.discard(payload["execution_id"])
                 succeeded += kind.endswith("_completed")
                 failed += kind.endswith("_failed") and not payload["will_retry"]
+                cancelled += kind.endswith("_cancelled")
             for line in _notable(event):
                 progress.console.print(line)
-            state = f"{running} running, {succeeded} succeeded, {failed} failed"
-            progress.update(task, completed=succeeded + failed, state=state)
+            state = f"{len(running)} running, {succeeded} succeeded, {failed} failed"
+            progress.update(task, completed=succeeded + failed + cancelled, state=state)
             yield event
 
 

@@ -11,13 +11,13 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from wtb_core.attempts import Assignment, Evaluation, Failure, Outcome
 from wtb_core.checkpoint_store import CheckpointSession, CheckpointStore, Scope
-from wtb_core.errors import FenceError, SetupError, Unavailable, WireError, WtbError
+from wtb_core.errors import FenceError, WtbError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.sandbox import workspaces
 from wtb_core.sandbox.evaluating import evaluate
@@ -60,7 +60,6 @@ ISOLATION: dict[str, Any] = {
     ],
 }
 
-_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -79,7 +78,7 @@ class Engine:
         self.blobs = blobs
         self.checkpoints = checkpoints
         self._find_setup = find_setup
-        self._clock = clock
+        self.clock = clock
         self._supervisors: dict[tuple[str, str], _Shared] = {}
         self._attempts: dict[tuple[str, int], asyncio.Task[Outcome]] = {}
         self._reasons: dict[tuple[str, int], str] = {}
@@ -91,25 +90,26 @@ class Engine:
         Cancelling the caller kills the attempt's processes and raises.
         """
         key = (assignment.execution_id, assignment.attempt)
-        started_at = self._clock()
+        started_at = self.clock()
         attempt = _Attempt(self, assignment)
         task = asyncio.create_task(attempt.run())
         self._attempts[key] = task
         outcome: Outcome | None = None
         try:
             outcome = await task
+            return outcome
         except asyncio.CancelledError:
             reason = self._reasons.get(key)
             caller = asyncio.current_task()
             if reason is None or (caller is not None and caller.cancelling()):
                 raise
-            duration_ms = round((self._clock() - started_at) * 1000)
+            duration_ms = round((self.clock() - started_at) * 1000)
             outcome = Outcome(status="cancelled", duration_ms=duration_ms, isolation=ISOLATION)
+            return outcome
         finally:
             del self._attempts[key]
             self._reasons.pop(key, None)
             self._tidy(assignment, outcome)
-        return outcome
 
     async def cancel(self, execution_id: str, reason: str) -> bool:
         """Kill the execution's processes, if it runs here; its `execute` returns `cancelled`."""
@@ -148,6 +148,7 @@ class Engine:
         return shared
 
     def start_background(self, work: Awaitable[None]) -> None:
+        """Do `work` beside the attempts; `close` waits for it."""
         task = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -158,9 +159,10 @@ class Engine:
         keep = assignment.workspace.keep
         kept = keep == "always" or (keep == "failed" and failed)
 
-        self.start_background(asyncio.to_thread(_remove_attempt, directory, kept))
+        self.start_background(asyncio.to_thread(_remove_attempt, directory, keep_workspace=kept))
 
     def attempt_directory(self, assignment: Assignment) -> Path:
+        """Where an attempt's workspace and private directories lie."""
         return self.runs / assignment.execution_id / str(assignment.attempt)
 
 
@@ -185,16 +187,14 @@ class _Attempt:
         self.checkpoints: CheckpointSession | None = None
 
     async def run(self) -> Outcome:
-        started_at = self.engine._clock()
+        started_at = self.engine.clock()
         try:
             return await self._run()
-        except SetupError as error:
-            failure = Failure(kind="setup", reason=str(error))
         except FenceError as error:
             failure = Failure(kind="lost", reason=str(error))
         except WtbError as error:
             failure = Failure(kind="setup", reason=str(error))
-        duration_ms = round((self.engine._clock() - started_at) * 1000)
+        duration_ms = round((self.engine.clock() - started_at) * 1000)
         return self._outcome("failed", failure=failure, duration_ms=duration_ms)
 
     async def _run(self) -> Outcome:
@@ -372,7 +372,7 @@ def _read_usage(result: dict[str, Any] | None) -> dict[str, dict[str, float]]:
     return usage if isinstance(usage, dict) else {}
 
 
-def _remove_attempt(directory: Path, keep_workspace: bool) -> None:
+def _remove_attempt(directory: Path, *, keep_workspace: bool) -> None:
     """A rest that cannot be removed costs space and harms nothing else."""
     try:
         for entry in directory.iterdir() if directory.is_dir() else ():
@@ -385,7 +385,7 @@ def _remove_attempt(directory: Path, keep_workspace: bool) -> None:
         _log.warning("%s could not be removed completely: %s", directory, error)
 
 
-async def finish_in_thread(work: Callable[..., _T], *arguments: Any) -> _T:
+async def finish_in_thread[T](work: Callable[..., T], *arguments: Any) -> T:
     """`work` in a thread, to its end even when the caller is cancelled: it cannot be stopped."""
     running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     try:

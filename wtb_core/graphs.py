@@ -8,6 +8,7 @@ import collections
 import copy
 import dataclasses
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import sys
@@ -174,8 +175,8 @@ def prepare(
         checkpointer=saver,
         cache=graph.cache,
         store=graph.store,
-        interrupt_before=graph.interrupt_before_nodes,
-        interrupt_after=graph.interrupt_after_nodes,
+        interrupt_before=_as_list(graph.interrupt_before_nodes),
+        interrupt_after=_as_list(graph.interrupt_after_nodes),
         debug=graph.debug,
         name=graph.name,
         **_transformers(graph),
@@ -183,6 +184,10 @@ def prepare(
     for attribute in _KEPT_ATTRIBUTES:
         setattr(compiled, attribute, getattr(graph, attribute))
     return compiled
+
+
+def _as_list(nodes: Any) -> Any:
+    return nodes if nodes == "*" else list(nodes)
 
 
 def _transformers(graph: Pregel[Any, Any, Any, Any]) -> dict[str, Any]:

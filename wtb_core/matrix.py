@@ -154,7 +154,7 @@ def _product(matrix: Matrix) -> Iterator[Variant]:
         if any(_matches(entry, graph, sections) for entry in matrix.exclude):
             continue
         yield Variant.model_construct(
-            name="-".join(_name_part(value, i) for _, value, i in chosen),
+            name=_name([(value, i) for _, value, i in chosen]),
             graph=graph,
             nodes=sections["nodes"],
             config=sections["config"],
@@ -162,6 +162,14 @@ def _product(matrix: Matrix) -> Iterator[Variant]:
             files={},
             recursion_limit=None,
         )
+
+
+def _name(chosen: list[tuple[object, int]]) -> str:
+    """The values joined; one that does not fit its place in a name is there by its index."""
+    parts = [_name_part(value, i) for value, i in chosen]
+    if not _NAME.fullmatch(parts[0]):
+        parts[0] = str(chosen[0][1])
+    return "-".join(parts)
 
 
 def _name_part(value: object, index: int) -> str:
@@ -183,5 +191,13 @@ def _matches(entry: MatrixEntry, graph: str, sections: Mapping[str, Mapping[str,
 
 
 def _same(left: object, right: object) -> bool:
-    """Equality of JSON values, where true is not 1."""
-    return json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+    """Equality of JSON values, where 1 is 1.0 and true is not 1."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    match left, right:
+        case dict(), dict():
+            return left.keys() == right.keys() and all(_same(left[k], right[k]) for k in left)
+        case list(), list():
+            return len(left) == len(right) and all(map(_same, left, right))
+        case _:
+            return left == right

@@ -6,6 +6,7 @@ its version however the directory changes.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import yaml
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from wtb_core.errors import NotFound, ProjectError
+from wtb_core.errors import NotFound, Problem, ProjectError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.files.manifests import Manifest, Stamp, materialise, scan, stamp
 from wtb_core.sandbox.setup import ProjectSetup
@@ -111,7 +112,7 @@ def read_project_file(path: Path) -> ProjectFile:
         definition = ProjectFile.model_validate(raw)
     except ValidationError as error:
         problems = [
-            f"{format_path(fault['loc'])}: {_explain(fault['type'], fault['msg'])}"
+            str(Problem(format_path(fault["loc"]), _explain(fault["type"], fault["msg"])))
             for fault in error.errors(include_url=False, include_input=False)
         ]
         raise ProjectError(str(path), problems) from error
@@ -147,6 +148,7 @@ class ProjectVersions:
             ProjectError: when the file or a directory it names cannot be used.
         """
         definition = read_project_file(path)
+        _check_environment_file(path, definition)
         root = path.parent
         workspace = _find_workspace(path, definition)
         inside = workspace is not None and workspace != root and workspace.is_relative_to(root)
@@ -226,10 +228,19 @@ class ProjectVersions:
                 raise
 
 
+class _Known(NamedTuple):
+    """What was found at a path: a usable project, or why it is none."""
+
+    stamps: list[Stamp]
+    project: Project | None
+    error: ProjectError | None
+
+
 class Registry:
     """The projects that a service offers: found by globs, described when they change.
 
-    A project that cannot be used is listed with its problems and hinders no other.
+    A project that cannot be used is listed with its problems; neither it nor one that is slow to
+    describe stands in another's way.
     """
 
     def __init__(
@@ -239,24 +250,15 @@ class Registry:
         self._patterns = patterns
         self._versions = versions
         self._describe = describe
-        self._projects: dict[Path, tuple[list[Stamp], Project]] = {}
-        self._broken: dict[Path, ProjectError] = {}
-        self._lock = asyncio.Lock()
+        self._known: dict[Path, _Known] = {}
+        self._locks: dict[Path, asyncio.Lock] = {}
 
     async def refresh(self) -> None:
         """Look for new and changed projects."""
-        async with self._lock:
-            paths = await asyncio.to_thread(self._find)
-            for gone in (self._projects.keys() | self._broken.keys()) - set(paths):
-                self._projects.pop(gone, None)
-                self._broken.pop(gone, None)
-            for path in paths:
-                try:
-                    await self._refresh_one(path)
-                    self._broken.pop(path, None)
-                except ProjectError as error:
-                    self._projects.pop(path, None)
-                    self._broken[path] = error
+        paths = await asyncio.to_thread(self._find)
+        for gone in self._known.keys() - set(paths):
+            del self._known[gone]
+        await asyncio.gather(*(self._refresh(path) for path in paths))
 
     async def get(self, name: str) -> Project:
         """The project's newest version.
@@ -265,34 +267,22 @@ class Registry:
             NotFound: when no project has that name.
             ProjectError: when its file cannot be used.
         """
-        await self.refresh()
-        found = [p for _, p in self._projects.values() if p.name == name]
-        if found:
-            return found[0]
-        raise NotFound("project", name)
+        paths = await asyncio.to_thread(self._find_named, name)
+        if not paths:
+            raise NotFound("project", name)
+        if len(paths) > 1:
+            others = ", ".join(str(path) for path in paths[1:])
+            raise ProjectError(str(paths[0]), [f"the name {name!r} is also that of {others}"])
+        known = await self._refresh(paths[0])
+        if known.error is not None:
+            raise known.error
+        assert known.project is not None
+        return known.project
 
     def summaries(self) -> list[dict[str, Any]]:
         """Every project with what it offers and its problems, as last refreshed."""
-        usable = [
-            {
-                "name": project.name,
-                "version": project.version,
-                "source": str(path),
-                "graphs": project.description["graphs"],
-                "nodes": project.description["nodes"],
-                "evaluators": sorted(project.description["evaluators"]),
-                "scores": {k: v.model_dump() for k, v in project.definition.scores.items()},
-                "start": project.description["start"],
-                "start_reason": project.description["start_reason"],
-                "problems": project.problems,
-            }
-            for path, (_, project) in self._projects.items()
-        ]
-        broken = [
-            {"name": path.parent.name, "version": None, "source": str(path), "problems": e.problems}
-            for path, e in self._broken.items()
-        ]
-        return sorted([*usable, *broken], key=lambda item: (str(item["name"]), str(item["source"])))
+        items = [_summarise(path, known) for path, known in self._known.items()]
+        return sorted(items, key=lambda item: (str(item["name"]), str(item["source"])))
 
     def _find(self) -> list[Path]:
         found: dict[Path, None] = {}
@@ -306,30 +296,65 @@ class Registry:
                 found.setdefault(match.resolve())
         return list(found)
 
-    async def _refresh_one(self, path: Path) -> None:
-        stamps = await asyncio.to_thread(_stamp_project, path)
-        known = self._projects.get(path)
-        if known is not None and known[0] == stamps:
-            return
-        version = await asyncio.to_thread(self._versions.ingest, path)
-        if known is not None and known[1].version == version:
-            self._projects[path] = (stamps, known[1])
-            return
+    def _find_named(self, name: str) -> list[Path]:
+        paths: list[Path] = []
+        for path in self._find():
+            with contextlib.suppress(ProjectError):  # it is listed with its problems
+                if read_project_file(path).name == name:
+                    paths.append(path)
+        return paths
+
+    async def _refresh(self, path: Path) -> _Known:
+        async with self._locks.setdefault(path, asyncio.Lock()):
+            self._known[path] = await self._look(path, self._known.get(path))
+            return self._known[path]
+
+    async def _look(self, path: Path, known: _Known | None) -> _Known:
+        stamps: list[Stamp] = []
+        try:
+            stamps = await asyncio.to_thread(_stamp_project, path)
+            if known is not None and known.project is not None and known.stamps == stamps:
+                return known
+            version = await asyncio.to_thread(self._versions.ingest, path)
+        except ProjectError as error:
+            return _Known(stamps, None, error)
+        if known is not None and known.project is not None and known.project.version == version:
+            return known._replace(stamps=stamps)
         setup = await self._versions.prepare(version)
         definition = (await asyncio.to_thread(self._versions.read, version)).definition
-        clash = [p for other, (_, p) in self._projects.items() if other != path]
-        if any(other.name == definition.name for other in clash):
-            raise ProjectError(str(path), [f"another project is named {definition.name!r} too"])
         description = await self._describe(setup)
         project = Project(definition.name, version, path, definition, description)
-        self._projects[path] = (stamps, project)
+        return _Known(stamps, project, None)
+
+
+def _summarise(path: Path, known: _Known) -> dict[str, Any]:
+    project = known.project
+    if project is None:
+        problems = known.error.problems if known.error is not None else []
+        name = path.parent.name
+        return {"name": name, "version": None, "source": str(path), "problems": problems}
+    return {
+        "name": project.name,
+        "version": project.version,
+        "source": str(path),
+        "graphs": project.description["graphs"],
+        "nodes": project.description["nodes"],
+        "evaluators": sorted(project.description["evaluators"]),
+        "scores": {name: rule.model_dump() for name, rule in project.definition.scores.items()},
+        "start": project.description["start"],
+        "start_reason": project.description["start_reason"],
+        "problems": project.problems,
+    }
 
 
 def _stamp_project(path: Path) -> list[Stamp]:
     definition = read_project_file(path)
     workspace = _find_workspace(path, definition)
-    stamps = stamp(path.parent, _skip_in_code(workspace))
-    return stamps if workspace is None else stamps + stamp(workspace, _skip_caches)
+    try:
+        stamps = stamp(path.parent, _skip_in_code(workspace))
+        return stamps if workspace is None else stamps + stamp(workspace, _skip_caches)
+    except OSError as error:
+        raise ProjectError(str(path), [f"cannot be read: {error}"]) from error
 
 
 def _find_workspace(path: Path, definition: ProjectFile) -> Path | None:
@@ -339,6 +364,17 @@ def _find_workspace(path: Path, definition: ProjectFile) -> Path | None:
     if not workspace.is_dir():
         raise ProjectError(str(path), [f"workspace: {definition.workspace} is not a directory"])
     return workspace
+
+
+def _check_environment_file(path: Path, definition: ProjectFile) -> None:
+    """It is read from the ingested copy, so it must be part of it."""
+    file = definition.environment.file
+    if file is None:
+        return
+    target = (path.parent / file).resolve()
+    if not target.is_file() or not target.is_relative_to(path.parent.resolve()):
+        problem = f"environment.file: {file} is not a file in the project's directory"
+        raise ProjectError(str(path), [problem])
 
 
 def _skip_caches(path: Path) -> bool:

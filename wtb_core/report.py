@@ -23,16 +23,16 @@ def overall_score(
     weighted = {name: rule for name, rule in rules.items() if rule.get("weight") is not None}
     if not weighted:
         return next(iter(scores.values())) if len(scores) == 1 else None
-    total = 0.0
-    weights = 0.0
+    total = Fraction(0)
+    weights = Fraction(0)
     for name, rule in weighted.items():
         value = scores.get(name)
         if value is None:
             return None
-        weight = float(rule["weight"])
-        total += weight * (value if rule.get("higher_is_better", True) else -value)
+        weight = Fraction(rule["weight"])
+        total += weight * Fraction(value if rule.get("higher_is_better", True) else -value)
         weights += weight
-    return total / weights if weights else None
+    return float(total / weights)
 
 
 @dataclass
@@ -111,13 +111,14 @@ class BatchFold:
     def counts(self) -> dict[str, int]:
         """Executions by status, as `GET /v1/batches/{id}` says them."""
         ended = self.succeeded + self.failed + self.cancelled
+        total = max(self.total, ended)  # a batch cancelled before it started has not said its size
         return {
-            "pending": self.total - len(self._running) - ended,
+            "pending": total - len(self._running) - ended,
             "running": len(self._running),
             "succeeded": self.succeeded,
             "failed": self.failed,
             "cancelled": self.cancelled,
-            "total": self.total,
+            "total": total,
         }
 
     def comparison(self) -> dict[str, Any]:
@@ -224,14 +225,20 @@ def render_markdown(comparison: Mapping[str, Any]) -> str:
     """A comparison as a Markdown table."""
     metrics: list[str] = comparison["metrics"]
     heads = ["variant", "n", "succeeded", "failed", *metrics, "overall"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    lines = [_markdown_row(heads), "|" + " --- |" * len(heads)]
     for row in comparison["variants"]:
         failed = ", ".join(f"{kind} {n}" for kind, n in row["failed"].items()) or "0"
         means = [format_mean(row["scores"][metric]) for metric in metrics]
         cells = [row["variant"], str(row["n"]), str(row["succeeded"]), failed, *means]
         cells.append(format_mean(row["overall_score"]))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(_markdown_row(cells))
     return "\n".join(lines) + "\n"
+
+
+def _markdown_row(cells: list[str]) -> str:
+    """Metrics are named by user code: a bar or a line's end must not end the cell."""
+    plain = [" ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|") for cell in cells]
+    return "| " + " | ".join(plain) + " |"
 
 
 def format_mean(mean: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import asyncio
 import fcntl
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -109,8 +109,13 @@ class BatchTestRunner:
         with self._engine.connect().execution_options(read_only=True) as connection:
             return views.read_batch(connection, batch_id, now_ms())
 
-    def follow(self, batch_id: str, after: int) -> Iterator[dict[str, Any]]:
-        """Every event above `after`, waiting for more until the batch has ended."""
+    def follow(
+        self, batch_id: str, after: int, check: Callable[[], None] = lambda: None
+    ) -> Iterator[dict[str, Any]]:
+        """Every event above `after`, waiting for more until the batch has ended or `check` raises.
+
+        `check` is called before each wait.
+        """
         while True:
             with self._engine.connect().execution_options(read_only=True) as connection:
                 page, ended = views.read_events(connection, batch_id, after, PAGE)
@@ -120,6 +125,7 @@ class BatchTestRunner:
             if page.items:
                 after = page.items[-1]["seq"]
             else:
+                check()
                 with self._news:
                     self._news.wait(CANCEL_LOOK_S)
 

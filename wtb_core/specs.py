@@ -5,6 +5,7 @@ project code: they compare names.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
@@ -58,13 +59,13 @@ def parse_duration_s(value: object) -> float:
     if isinstance(value, bool):
         raise ValueError("give a duration such as 30, 30s, 10m or 2h")
     if isinstance(value, int | float):
-        return float(value)
+        return _finite(value)
     if isinstance(value, str):
         text = value.strip()
         if match := _DURATION.fullmatch(text):
-            return float(match[1]) * _SECONDS[match[2]]
+            return _finite(float(match[1]) * _SECONDS[match[2]])
         if re.fullmatch(r"\d+(\.\d+)?", text):
-            return float(text)
+            return _finite(float(text))
     raise ValueError("give a duration such as 30, 30s, 10m or 2h")
 
 
@@ -74,8 +75,19 @@ def parse_size_bytes(value: object) -> int:
         return value
     if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
         unit = (match[2] or "").upper().removesuffix("B")
-        return int(float(match[1]) * _BYTES[unit])
+        return int(_finite(float(match[1]) * _BYTES[unit]))
     raise ValueError("give a size such as 1048576, 500k, 10MB or 2GiB")
+
+
+def _finite(value: float) -> float:
+    """`value` as a float; an integer may be too large to be one."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError("this number is too large")
+    return number
 
 
 def _as_text(value: object) -> object:
@@ -248,6 +260,7 @@ def find_problems(raw: object) -> list[Problem]:
     if not document.get("variants") and not document.get("matrix"):
         problems.append(Problem("variants", "give variants, a matrix, or both"))
     problems += _case_problems(document.get("cases"))
+    problems += _evaluator_problems(document.get("evaluators"))
     problems += _path_problems(document)
     problems += _text_problems(document)
     return problems[:MAX_PROBLEMS]
@@ -264,7 +277,8 @@ def format_path(location: tuple[int | str, ...]) -> str:
         elif re.fullmatch(r"[A-Za-z0-9_-]+", part):
             text += f".{part}" if text else part
         else:
-            text += f"[{json.dumps(part, ensure_ascii=False)}]"
+            quoted = json.dumps(part, ensure_ascii=False)
+            text += f"[{quoted.encode(errors='backslashreplace').decode()}]"
     return text
 
 
@@ -296,7 +310,10 @@ def _case_problems(cases: object) -> Iterator[Problem]:
     for index, case in enumerate(cast("list[object]", cases)):
         if not isinstance(case, Mapping):
             continue
-        identity = case_id(cast("Mapping[str, Any]", case), index)
+        given = cast("Mapping[str, Any]", case)
+        if not isinstance(given.get("id", index), str | int):
+            continue
+        identity = case_id(given, index)
         if not identity.isprintable():
             yield Problem(f"cases[{index}].id", "use printable characters only")
         if identity in seen:
@@ -306,24 +323,40 @@ def _case_problems(cases: object) -> Iterator[Problem]:
         seen.setdefault(identity, index)
 
 
+def _evaluator_problems(evaluators: object) -> Iterator[Problem]:
+    names = cast("list[object]", evaluators) if isinstance(evaluators, list) else []
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if isinstance(name, str):
+            if name in seen:
+                yield Problem(f"evaluators[{index}]", f"{name[:80]!r} is listed twice")
+            seen.add(name)
+
+
 def _path_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    for section in ("variants", "cases"):
-        entries: Any = document.get(section)
+    matrix: Any = document.get("matrix")
+    included = matrix.get("include") if isinstance(matrix, Mapping) else None
+    for section, entries in (
+        (("variants",), document.get("variants")),
+        (("matrix", "include"), included),
+        (("cases",), document.get("cases")),
+    ):
         for index, entry in enumerate(entries if isinstance(entries, list) else []):
             files: Any = entry.get("files") if isinstance(entry, Mapping) else None
             for path in files if isinstance(files, Mapping) else ():
                 try:
                     _relative_path(str(path))
                 except ValueError as error:
-                    yield Problem(format_path((section, index, "files", str(path))), str(error))
+                    yield Problem(format_path((*section, index, "files", str(path))), str(error))
 
 
 def _text_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Lone surrogates pass `json.loads` but cannot be stored as UTF-8."""
     for key, value in document.items():
         try:
-            json.dumps({key: value}, ensure_ascii=False, allow_nan=False).encode()
+            text = json.dumps({key: value}, ensure_ascii=False, allow_nan=False, sort_keys=True)
+            text.encode()
         except UnicodeEncodeError:
-            yield Problem(str(key).encode(errors="replace").decode(), "the text is not valid UTF-8")
+            yield Problem(format_path((str(key),)), "the text is not valid UTF-8")
         except (TypeError, ValueError, RecursionError) as error:
-            yield Problem(str(key), f"this cannot be written as JSON: {error}")
+            yield Problem(format_path((str(key),)), f"this cannot be written as JSON: {error}")

@@ -167,7 +167,11 @@ def _make(spec: BatchSpec, project: Project, idempotency_key: str | None) -> New
         cases=[dict(case) for case in spec.cases],
         variants=[variant.model_dump(mode="json") for variant in variants],
         evaluators=evaluators,
-        scores={name: rule.model_dump() for name, rule in project.definition.scores.items()},
+        scores={
+            metric: rule.model_dump()
+            for metric, rule in project.definition.scores.items()
+            if any(metric == name or metric.startswith(f"{name}.") for name in evaluators)
+        },
         idempotency_key=idempotency_key,
     )
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def load(path: Path):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+async def until_first_checkpoint(store, execution_id):
+    while not await store.list_checkpoints(execution_id, 1):  # noqa: ASYNC110 - another thread's
+        await asyncio.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -248,20 +254,19 @@ def test_an_attempt_behind_the_fence_is_lost(shaped):
     assert "attempt 2" in outcome.failure.reason
 
 
-def test_the_fence_stops_a_running_attempt_at_its_next_checkpoint(shaped, hostile, tmp_path):
-    async def run():
-        task = asyncio.ensure_future(
-            shaped.engine.execute(hostile.assign("hostile", "loop_graph", {}, execution_id="late"))
-        )
-        while not await shaped.store.list_checkpoints("late", 1):
-            await asyncio.sleep(0.01)
-        await shaped.store.raise_fence("late", 2)
-        cancelled = await shaped.engine.cancel("late", "test")
-        return cancelled, await task
+def test_the_fence_stops_a_running_attempt_at_its_next_checkpoint(shaped):
+    options = {"execution_id": "overtaken", "variant": {"recursion_limit": 100_000}}
 
-    cancelled, outcome = shaped.call(run())
-    assert cancelled
-    assert outcome.status == "cancelled"
+    async def run():
+        assignment = shaped.assign("shapes", "endless", {"log": []}, **options)
+        task = asyncio.ensure_future(shaped.engine.execute(assignment))
+        await until_first_checkpoint(shaped.store, "overtaken")
+        await shaped.store.raise_fence("overtaken", 2)
+        return await task
+
+    outcome = shaped.call(run())
+    assert outcome.failure.kind == "lost"
+    assert "attempt 2 holds the fence" in outcome.failure.reason
 
 
 @pytest.fixture(scope="module")
@@ -369,10 +374,8 @@ def test_a_node_that_kills_its_parent_takes_its_daemons_along(hostile, tmp_path,
 )
 def test_an_output_without_an_honest_json_form_is_refused(hostile, graph, reason):
     failure = hostile.run("hostile", graph, {}).failure
-    assert failure.kind in {"invalid_output", "error"}
-    if graph not in {"output_surrogate", "output_object", "output_cycle"}:  # no checkpoint of it
-        assert failure.kind == "invalid_output"
-        assert failure.reason.startswith(reason)
+    assert failure.kind == "invalid_output", failure
+    assert failure.reason.startswith(reason)
 
 
 def test_an_output_over_the_limit_is_refused_with_both_sizes(hostile):
@@ -470,8 +473,7 @@ def test_cancel_kills_the_processes_and_is_an_outcome(hostile):
 
     async def run():
         task = asyncio.ensure_future(hostile.engine.execute(assignment))
-        while not await hostile.store.list_checkpoints("to-cancel", 1):
-            await asyncio.sleep(0.01)
+        await until_first_checkpoint(hostile.store, "to-cancel")
         directory = hostile.engine.attempt_directory(assignment)
         [*before] = await asyncio.to_thread(find_cwd_below, directory)
         assert await hostile.engine.cancel("to-cancel", "by the user")
@@ -490,8 +492,7 @@ def test_cancelling_the_caller_kills_the_processes_and_raises(hostile):
 
     async def run():
         task = asyncio.ensure_future(hostile.engine.execute(assignment))
-        while not await hostile.store.list_checkpoints("dropped", 1):
-            await asyncio.sleep(0.01)
+        await until_first_checkpoint(hostile.store, "dropped")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -505,7 +506,7 @@ def find_cwd_below(directory: Path) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if Path(os.readlink(entry / "cwd")).is_relative_to(directory):
+                if (entry / "cwd").readlink().is_relative_to(directory):
                     found.append(int(entry.name))
             except OSError:
                 continue
@@ -658,28 +659,27 @@ def test_describe_tells_what_there_is(shaped):
 
 def test_describe_names_every_problem(hostile, scored):
     problems = hostile.call(describe(hostile.setups["hostile"]))["problems"]
-    assert sorted(problem.partition(":")[0] for problem in problems) == ["."] * 0 + sorted(
-        ["./unimportable.py", "./graphs.py", "./graphs.py", "./graphs.py"]
-    )
+    assert sorted(problem.split(":")[1].split()[0] for problem in problems) == [
+        *("broken_factory", "graph", "missing", "not_a_graph")
+    ]
     found = scored.call(describe(scored.setups["scored"]))
     assert found["evaluators"]["from_workspace"] == {"takes": ["workspace"]}
-    assert found["problems"] == [
-        "./evaluators.py:asks_too_much: it takes 'weather', an evaluator takes any of input, "
-        "output, reference, workspace, execution"
-    ]
+    [problem] = found["problems"]
+    assert problem.startswith("./evaluators.py:asks_too_much: it takes 'weather', an evaluator ")
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "timeout_s", "message"),
     [
-        ("dies_at_import", "exit code 9; it last said:\nabout to die"),
-        ("hangs_at_import", "importing the project took longer than 3 s"),
+        ("dies_at_import", 60, "exit code 9; it last said:\nabout to die"),
+        ("hangs_at_import", 3, "importing the project took longer than 3 s"),
     ],
 )
-def test_describe_survives_what_it_imports(bench, source, message):
+def test_describe_survives_what_it_imports(bench, source, timeout_s, message):
     setup = bench.add("described", "hostile", {"default": f"./{source}.py:graph"})
-    [problem] = bench.call(describe(setup, timeout_s=3))["problems"]
+    [problem] = bench.call(describe(setup, timeout_s=timeout_s), 100)["problems"]
     assert message in problem
+    assert find_processes_of(Path(tempfile.gettempdir()) / "wtb-describe-") == []
 
 
 def test_describe_says_why_a_project_starts_fresh(bench):

@@ -42,8 +42,12 @@ async def second(state):
     return {"log": ["second"]}
 
 
-def other(state: Wider) -> Command[Literal["elsewhere"]]:
+def other(state: Wider):
     return {"log": ["other"]}
+
+
+def routed(state) -> Command[Literal["first"]]:
+    return {"log": ["routed"]}
 
 
 async def other_async(state):
@@ -98,6 +102,13 @@ def test_a_swap_keeps_every_field_of_the_spec_but_the_runnable():
     assert old.runnable.afunc is second
 
 
+def test_a_node_without_destinations_takes_those_of_its_implementation():
+    copy = graphs.copy_builder("ref", rich_builder(), {"first": routed, "second": routed})
+    assert copy.nodes["first"].ends == ("first",)
+    copy = graphs.copy_builder("ref", rich_builder(), {"second": other})
+    assert copy.nodes["second"].ends == ("first",)
+
+
 def test_a_swap_leaves_the_original_alone():
     builder = rich_builder()
     builder.add_conditional_edges("second", lambda state: END, [END])
@@ -105,7 +116,7 @@ def test_a_swap_leaves_the_original_alone():
     branches = {source: dict(found) for source, found in builder.branches.items()}
     copy = graphs.copy_builder("ref", builder, {"first": other})
     copy.add_edge("first", "__end__")
-    copy.add_conditional_edges("second", lambda state: END, [END])
+    copy.add_conditional_edges("second", choose, [END])
     copy.compile()
     assert (
         snapshot(builder),

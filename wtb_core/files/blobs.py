@@ -37,7 +37,9 @@ class BlobStore:
         target = self.path(digest)
         if target.exists():
             return digest
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.parent.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sync_directory(self.root)
         temporary = target.with_name(f"{digest}.{secrets.token_hex(4)}.tmp")
         try:
             with temporary.open("xb") as file:

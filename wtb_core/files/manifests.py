@@ -49,14 +49,18 @@ def scan(root: Path, blobs: BlobStore, skip: Skip) -> Manifest:
     """Store every file below `root` as a blob and return the tree's manifest.
 
     Raises:
-        OSError: when something cannot be read, or is neither file, directory nor link.
+        OSError: when something cannot be read, is neither file, directory nor link, or has a name
+            that is not UTF-8.
     """
     manifest: Manifest = {}
     for path, name, info in _walk(root, skip):
+        _check_text(name, name)
         if stat.S_ISDIR(info.st_mode):
             manifest[name] = Entry(kind="directory")
         elif stat.S_ISLNK(info.st_mode):
-            manifest[name] = Entry(kind="link", target=str(path.readlink()))
+            link = str(path.readlink())
+            _check_text(name, link)
+            manifest[name] = Entry(kind="link", target=link)
         elif stat.S_ISREG(info.st_mode):
             executable = bool(info.st_mode & stat.S_IXUSR)
             manifest[name] = Entry(kind="file", blob=blobs.put_file(path), executable=executable)
@@ -85,6 +89,14 @@ def materialise(manifest: Manifest, blobs: BlobStore, target: Path) -> None:
         else:
             shutil.copyfile(blobs.path(entry.blob or ""), path)
             path.chmod(_EXECUTABLE if entry.executable else _PLAIN)
+
+
+def _check_text(name: str, text: str) -> None:
+    """A manifest is JSON, which has no form for other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise OSError(f"{name!a} has, or leads to, a name that is not UTF-8") from None
 
 
 def _walk(root: Path, skip: Skip) -> Iterator[tuple[Path, str, os.stat_result]]:

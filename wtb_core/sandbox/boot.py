@@ -25,6 +25,7 @@ def _make_package_importable() -> None:
 
 
 def main() -> None:
+    """Become what the command line says."""
     mode, *numbers = sys.argv[1:]
     sys.argv[:] = [""]
     _make_package_importable()

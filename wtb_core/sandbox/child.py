@@ -14,9 +14,11 @@ import resource
 import socket
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any, NoReturn
 
 from langchain_core.callbacks import UsageMetadataCallbackHandler
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from wtb_core.checkpoints import ChannelSession, SessionSaver
@@ -106,7 +108,7 @@ def _limit_memory(memory_bytes: int) -> None:
     with which a process that ran out can still say so.
     """
     used = 0
-    with open("/proc/self/status") as status:
+    with Path("/proc/self/status").open() as status:
         for line in status:
             if line.startswith("VmData:"):
                 used = int(line.split()[1]) * 1024
@@ -135,8 +137,9 @@ def _run(job: dict[str, Any], project: LoadedProject, session: ChannelSession) -
         value = drive(graph, case["input"], config, context, case.get("resume") or [], nodes)
         output = render(value, limit=job["output"]).encode()
         failure = None
-    except BaseException as error:  # whatever ends user code is a result, never silence
-        _use_reserve() if isinstance(error, MemoryError) else None
+    except BaseException as error:  # noqa: BLE001 - whatever ends user code is a result
+        if isinstance(error, MemoryError):
+            _use_reserve()
         failure = _explain_failure(error, nodes)
     status = "failed" if failure else "succeeded"
     header = {"op": "result", "status": status, "failure": failure, "usage": _usage(usage)}
@@ -150,7 +153,7 @@ def _prepare(job: dict[str, Any], project: LoadedProject, session: ChannelSessio
         node: _required(project.nodes.get(node, {}), name, f"implementation of {node}").value
         for node, name in variant["nodes"].items()
     }
-    config: dict[str, Any] = {
+    config: RunnableConfig = {
         "configurable": {**variant["config"], "thread_id": job["execution_id"]}
     }
     if variant["recursion_limit"] is not None:
@@ -158,7 +161,7 @@ def _prepare(job: dict[str, Any], project: LoadedProject, session: ChannelSessio
     try:
         found = loaded.value
         if takes_config(found):
-            found = resolve_graph(loaded.reference, found, {**config})
+            found = resolve_graph(loaded.reference, found, config.copy())
         else:
             found = resolve_graph(loaded.reference, found)
         saver = SessionSaver(session, serde=SERDE)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.graph import StateGraph
 
 from wtb_core.graphs import needs_asyncio, node_names, prepare, resolve_graph, takes_config
@@ -27,7 +28,7 @@ def describe_project(project: LoadedProject, obstacle: str | None) -> dict[str, 
                 continue
             try:
                 described[name] = part(loaded)
-            except Exception as error:  # factories, schemas and signatures are user code
+            except Exception as error:  # noqa: BLE001 - factories are user code
                 problems.append(explain(error, loaded.reference, project.code)["reason"])
         return described
 
@@ -51,7 +52,7 @@ def describe_project(project: LoadedProject, obstacle: str | None) -> dict[str, 
 
 def _describe_graph(loaded: Loaded) -> dict[str, Any]:
     found = loaded.value
-    config = {"configurable": {}} if takes_config(found) else None
+    config: RunnableConfig | None = {"configurable": {}} if takes_config(found) else None
     graph = resolve_graph(loaded.reference, found, config)
     runnable = prepare(loaded.reference, graph, {}, None)
     state_graph = isinstance(graph, StateGraph) or hasattr(graph, "builder")
@@ -68,7 +69,7 @@ def _describe_graph(loaded: Loaded) -> dict[str, Any]:
 def _schema(read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except Exception:  # pydantic has no JSON schema for every type; the graph runs all the same
+    except Exception:  # noqa: BLE001 - not every type has a schema; the graph runs all the same
         return None
 
 

@@ -10,7 +10,6 @@ import json
 import re
 import time
 from collections import deque
-
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
@@ -55,6 +54,7 @@ class NodeRecorder:
         self._failed: dict[str, str] = {}
 
     def take(self, task: dict[str, Any]) -> None:
+        """Take one payload of the stream mode `tasks`."""
         if "result" not in task:
             if not self._running:
                 self._superstep += 1

@@ -30,7 +30,7 @@ async def evaluate(
         if not rest:
             break
         place = directory / f"evaluation-{turn}"
-        scores.current = None
+        scores.begin()
         try:
             await asyncio.to_thread(place.mkdir)
             process = await supervisor.launch()
@@ -43,7 +43,7 @@ async def evaluate(
             break
         rest = [name for name in rest if name not in scores.done]
         if rest:
-            failed = scores.current if scores.current in rest else rest[0]
+            failed = next((name for name in rest if name == scores.current), rest[0])
             scores.fail(failed, _explain(ended, timeout_s, read_tail(Path(job["stderr"]))))
             rest.remove(failed)
     return Evaluation(scores=scores.scores, comments=scores.comments, errors=scores.errors)
@@ -67,6 +67,10 @@ class _Scores:
         self.scores: dict[str, float | None] = {}
         self.comments: dict[str, str] = {}
         self.errors: dict[str, str] = {}
+
+    def begin(self) -> None:
+        """Another process starts; none of its evaluators runs yet."""
+        self.current = None
 
     def fail(self, name: str, message: str) -> None:
         self.done.add(name)
@@ -95,7 +99,7 @@ class _Handler:
         self._workspace = workspace
         self._copy = copy
 
-    async def handle(self, header: dict[str, Any], blobs: list[bytes]) -> Frame | None:
+    async def handle(self, header: dict[str, Any], _blobs: list[bytes]) -> Frame | None:
         match header.get("op"):
             case "evaluating":
                 self._scores.current = header.get("name")

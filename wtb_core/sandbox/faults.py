@@ -23,11 +23,12 @@ def error_text(error: BaseException) -> str:
         return f"the code called sys.exit({error.code!r})"[:MAX_MESSAGE_CHARS]
     try:
         return clean(str(error)[:MAX_MESSAGE_CHARS])
-    except Exception as fault:  # __str__ is user code
+    except Exception as fault:  # noqa: BLE001 - __str__ is user code
         return f"(its text cannot be shown: {type(fault).__name__})"
 
 
 def type_name(error: object) -> str:
+    """The qualified name of an object's type, short for built-in ones."""
     kind = type(error)
     module = kind.__module__
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
@@ -56,7 +57,7 @@ def _relative(filename: str, line: int, code: Path) -> str | None:
 def _format(error: BaseException) -> list[str]:
     try:
         return [clean(line) for line in traceback.format_exception(error)]
-    except Exception as fault:  # __str__ and __notes__ are user code
+    except Exception as fault:  # noqa: BLE001 - __str__ is user code
         return [f"(the traceback cannot be shown: {type(fault).__name__})"]
 
 

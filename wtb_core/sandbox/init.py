@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from wtb_core.sandbox.wire import Channel
@@ -70,8 +71,8 @@ def supervise(leash: socket.socket, run: Callable[[], NoReturn]) -> NoReturn:
 def _run_to_exit(run: Callable[[], NoReturn]) -> NoReturn:
     try:
         run()
-    except BaseException:  # the forked copy must never return into its parent's stack
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:  # noqa: BLE001 - never back into the parent's stack
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         os._exit(1)
 
@@ -148,7 +149,7 @@ def find_children(pid: int) -> list[int]:
     """The children of all threads of a process, see proc_pid_task(5); none when it has gone."""
     found: list[int] = []
     with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
-                found += map(int, file.read().split())
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (thread / "children").read_text().split())
     return found

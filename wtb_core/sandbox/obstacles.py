@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 
 _SETTLE_S = 0.5
 
@@ -34,7 +35,7 @@ def _settled_threads() -> tuple[list[str], int]:
     deadline = time.monotonic() + _SETTLE_S
     while True:
         known = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
-        unnamed = max(0, len(os.listdir("/proc/self/task")) - 1 - len(known))
+        unnamed = max(0, len(list(Path("/proc/self/task").iterdir())) - 1 - len(known))
         if not unnamed or time.monotonic() > deadline:
             return known, unnamed
         time.sleep(0.002)
@@ -42,13 +43,13 @@ def _settled_threads() -> tuple[list[str], int]:
 
 def _open_sockets() -> list[int]:
     found: list[int] = []
-    for name in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         try:
-            target = os.readlink(f"/proc/self/fd/{name}")
+            target = str(entry.readlink())
         except FileNotFoundError:  # the listing's own descriptor
             continue
         if target.startswith("socket:"):
-            found.append(int(name))
+            found.append(int(entry.name))
     return sorted(found)
 
 

@@ -40,7 +40,7 @@ class LoadedProject:
             return Loaded(reference, finish(reference, load_reference(self.code, reference)))
         except WtbError as error:
             return Loaded(reference, fault={"reason": str(error)})
-        except BaseException as error:  # user code at import raises what it likes
+        except BaseException as error:  # noqa: BLE001 - user code at import raises what it likes
             return Loaded(reference, fault=explain(error, reference, self.code))
 
 

@@ -6,7 +6,7 @@ value costs no more memory than the limit; its size is still counted, to be told
 """
 
 import dataclasses
-import datetime
+import datetime as dt
 import decimal
 import enum
 import json
@@ -21,9 +21,9 @@ from wtb_core.errors import InvalidOutput
 MAX_DEPTH = 200
 
 _TEXT_TYPES = (
-    datetime.datetime,
-    datetime.date,
-    datetime.time,
+    dt.datetime,
+    dt.date,
+    dt.time,
     uuid.UUID,
     pathlib.PurePath,
     decimal.Decimal,
@@ -144,9 +144,8 @@ class _Writer:
     def mapping(self, pairs: Iterable[tuple[Any, Any]], path: str, depth: int) -> None:
         self.put("{")
         keys: set[str] = set()
-        for index, (key, item) in enumerate(pairs):
-            if isinstance(key, enum.Enum):
-                key = key.value
+        for index, (given, item) in enumerate(pairs):
+            key = given.value if isinstance(given, enum.Enum) else given
             if not isinstance(key, str):
                 raise InvalidOutput(path, f"the key {key!r:.80} is a {_name(key)}; keys are text")
             if key in keys:

@@ -69,7 +69,7 @@ def _score(result: "_Result", loaded: Loaded, job: dict[str, Any], session: Sess
         if inspect.isawaitable(value):
             value = _wait(value)
         result.take(value)
-    except BaseException as error:  # user code; a sys.exit in it must not end the others
+    except BaseException as error:  # noqa: BLE001 - user code; its sys.exit must not end the others
         result.fail(result.name, f"{faults.type_name(error)}: {faults.error_text(error)}")
 
 
@@ -113,8 +113,8 @@ class _Result:
         comment = None
         if isinstance(value, Mapping) and _is_score(value):
             comment, value = value.get("comment"), value["score"]
-        if type(value).__module__ == "numpy" and hasattr(value, "item"):
-            value = value.item()
+        if type(value).__module__ == "numpy":
+            value = getattr(value, "tolist", lambda: value)()  # a scalar as Python's own
         if not isinstance(value, bool | int | float):
             self.fail(name, f"it returned a {faults.type_name(value)}; {_EXPECTED}")
             return

@@ -33,6 +33,7 @@ THREAD_CAPS = (
     "VECLIB_MAXIMUM_THREADS",
 )
 
+_BOOT = str(Path(boot.__file__).resolve())
 _LOG_LINES = 20
 _LOG_CHARS = 4000
 
@@ -60,6 +61,7 @@ class SandboxProcess:
         self._exit: asyncio.Task[Exit] = asyncio.create_task(self._await_exit())
 
     def is_alive(self) -> bool:
+        """Whether its init has not reported the end yet."""
         return not self._exit.done()
 
     async def wait(self) -> Exit:
@@ -165,9 +167,10 @@ class Supervisor:
         return SandboxProcess(AsyncChannel(session), AsyncChannel(leash), None)
 
     async def close(self) -> None:
-        """Kill the zygote or launcher and everything that was forked from it."""
+        """Kill the zygote or launcher and all that was forked from it; remove the directory."""
         async with self._start_lock:
             await self._stop()
+            await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
     async def _load(self, source: SandboxProcess) -> str | None:
         """Wait until it is ready; why it must not be forked with the project, None when it may."""
@@ -218,7 +221,7 @@ class Supervisor:
         with self.log.open("wb") as log:
             try:
                 return await asyncio.create_subprocess_exec(
-                    *(self.setup.python, "-I", "-B", str(Path(boot.__file__).resolve()), mode),
+                    *(self.setup.python, "-I", "-B", _BOOT, mode),
                     *map(str, numbers),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=log,
@@ -282,7 +285,7 @@ async def describe(setup: ProjectSetup, timeout_s: float = DESCRIBE_TIMEOUT_S) -
     except SetupError as error:
         description = _undescribed(error.message)
     finally:
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        await supervisor.close()
     if setup.start == "fresh":
         return {**description, "start": "fresh", "start_reason": supervisor.start_reason}
     return description

@@ -68,6 +68,7 @@ class Channel:
         self.limit = limit
 
     def send(self, header: Mapping[str, Any], *blobs: bytes) -> None:
+        """Send one frame; a `WireError` sends nothing."""
         self.sock.sendall(encode(header, blobs, self.limit))
 
     def receive(self) -> Frame:
@@ -103,6 +104,7 @@ class AsyncChannel:
         self._buffer = bytearray()
 
     async def send(self, header: Mapping[str, Any], *blobs: bytes) -> None:
+        """Send one frame; a `WireError` sends nothing."""
         data = encode(header, blobs, self.limit)
         await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
@@ -118,6 +120,7 @@ class AsyncChannel:
         return header, [await self._exactly(size) for size in sizes]
 
     def close(self) -> None:
+        """Close the socket; nothing may be receiving."""
         self.sock.close()
 
     async def _exactly(self, size: int) -> bytes:

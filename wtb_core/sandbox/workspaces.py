@@ -4,6 +4,7 @@ Paths of variants and cases never lead out of the workspace: each part is opened
 links. A link in a workspace stays a link.
 """
 
+import contextlib
 import errno
 import os
 import shutil
@@ -40,7 +41,7 @@ def copy_tree(source: Path | None, target: Path) -> None:
         raise SetupError("workspace", f"{error.filename or source}: {error.strerror}") from error
 
 
-def _special_files(directory: str, names: list[str]) -> list[str]:
+def _special_files(directory: str, _names: list[str]) -> list[str]:
     with os.scandir(directory) as entries:
         return [
             entry.name
@@ -71,14 +72,12 @@ def _write_file(root: Path, parts: list[str], data: bytes) -> None:
     directory = os.open(root, _DIRECTORY)
     try:
         for part in parts[:-1]:
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(part, dir_fd=directory)
-            except FileExistsError:
-                pass
             inner = os.open(part, _DIRECTORY, dir_fd=directory)
             os.close(directory)
             directory = inner
-        with open(os.open(parts[-1], _FILE, 0o644, dir_fd=directory), "wb") as file:
+        with os.fdopen(os.open(parts[-1], _FILE, 0o644, dir_fd=directory), "wb") as file:
             file.write(data)
     finally:
         os.close(directory)
@@ -102,7 +101,7 @@ def remove_tree(path: Path) -> None:
 
 
 def read_head(path: Path, limit: int) -> bytes | None:
-    """The first `limit` bytes of a log and, where it goes on, a line that says so; None if empty."""
+    """The first `limit` bytes of a log, with a last line that says so when it is cut."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

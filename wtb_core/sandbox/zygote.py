@@ -32,7 +32,7 @@ class _State(TypedDict):
 def warm_up() -> None:
     """Run a small graph of ours, both ways: the first run in a process fills caches."""
 
-    def step(state: _State) -> dict[str, Any]:
+    def step(state: _State) -> dict[str, Any]:  # noqa: ARG001 - langgraph goes by the name
         return {"steps": ["x"]}
 
     builder = StateGraph(_State)
@@ -40,7 +40,7 @@ def warm_up() -> None:
     builder.add_node("second", step)
     builder.add_edge(START, "first")
     builder.add_edge("first", "second")
-    builder.add_conditional_edges("second", lambda state: END, [END])
+    builder.add_conditional_edges("second", lambda _: END, [END])
     graph = builder.compile(checkpointer=InMemorySaver(serde=child.SERDE))
     with tracing_context(enabled=False):
         for thread_id, run in (("sync", _run_sync), ("async", _run_async)):

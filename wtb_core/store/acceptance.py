@@ -1,5 +1,8 @@
 """Taking a batch in: whole or not at all, and its executions in chunks."""
 
+import math
+from fractions import Fraction
+
 from sqlalchemy import Connection, func, insert, select
 
 from wtb_core.errors import Conflict, TooManyPending
@@ -71,8 +74,8 @@ def _insert_batch(ledger: Ledger, connection: Connection, batch: NewBatch, shape
     now = ledger.clock()
     limits = spec["limits"]
     max_failures = limits["max_failures"]
-    if isinstance(max_failures, float):
-        max_failures = int(max_failures * shape.executions)
+    if isinstance(max_failures, float):  # the decimal as written: 0.29 of 100 is 29, not 28.99...
+        max_failures = math.floor(Fraction(str(max_failures)) * shape.executions)
     connection.execute(
         insert(batches).values(
             batch_id=batch.batch_id,

@@ -2,7 +2,8 @@
 
 While a transaction is being synced, the changes that arrive wait and form the next one. A change is
 answered only after its transaction is durable. A change that fails is undone by its savepoint and
-hinders no other; when the transaction itself fails, all its changes are answered with that.
+hinders no other, also when the database refuses what it wrote; when the transaction itself fails,
+all its changes are answered with that.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from wtb_core.errors import Unavailable
 from wtb_core.store.ledger import Ledger
@@ -36,6 +37,7 @@ class Writer:
         self._waiting: list[_Waiting] = []
         self._thread = ThreadPoolExecutor(1, "store-writer")
         self._flushing: asyncio.Task[None] | None = None
+        self._closed = False
         with engine.begin() as connection:
             self.epoch = ledger.take_over(connection)
 
@@ -47,8 +49,10 @@ class Writer:
         Raises:
             WtbError: what the change raised.
             StaleEpoch: when another writer has taken over.
-            Unavailable: when the database refused the transaction.
+            Unavailable: when the database refused the transaction, or this writer was closed.
         """
+        if self._closed:
+            raise Unavailable("the store is closed")
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(change, answer))
         if self._flushing is None or self._flushing.done():
@@ -57,6 +61,7 @@ class Writer:
 
     async def close(self) -> None:
         """Finish what waits, then stop the thread."""
+        self._closed = True
         if self._flushing is not None:
             await self._flushing
         self._thread.shutdown()
@@ -91,7 +96,9 @@ class Writer:
     def _apply(self, connection: Connection, waiting: _Waiting) -> Any:
         try:
             return self._ledger.apply(connection, waiting.change)
-        except DBAPIError:
+        except (DataError, IntegrityError, ProgrammingError) as error:
+            return error
+        except DBAPIError:  # a full disk or a lost lock ends the transaction for all
             raise
         except Exception as error:  # noqa: BLE001 - it is the answer to this change alone
             return error

@@ -86,9 +86,8 @@ def big(state):
 
 
 def big_file(state):
-    with open("big", "wb") as file:
-        for _ in range(100):
-            file.write(bytes(1024**2))
+    with Path("big").open("wb") as file:
+        file.writelines(bytes(1024**2) for _ in range(100))
     return {"value": "written"}
 
 
@@ -112,10 +111,10 @@ def chatter(state):
 
 def dishonest(kind):
     def node(state):
-        import numpy
+        import numpy as np
 
         values = {
-            "array": [1, 2, {"scores": numpy.zeros(2)}],
+            "array": [1, 2, {"scores": np.zeros(2)}],
             "nan": float("nan"),
             "bytes": b"x",
             "keys": {1: 2},

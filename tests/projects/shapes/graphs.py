@@ -207,13 +207,13 @@ def look_around(state):
     import tempfile
 
     text = Path("notes/hello.txt").read_text() if Path("notes/hello.txt").exists() else None
-    link = os.readlink("link") if os.path.islink("link") else None
+    link = str(Path("link").readlink()) if Path("link").is_symlink() else None
     Path("made.txt").write_text("made")
     print("said on stdout")
     print("said on stderr", file=sys.stderr)
     return {
         "seen": {
-            "cwd": os.getcwd(),
+            "cwd": str(Path.cwd()),
             "home": os.environ["HOME"],
             "tmp": tempfile.gettempdir(),
             "environment": sorted(os.environ),

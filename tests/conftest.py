@@ -1,0 +1,23 @@
+"""Fixtures of all tests."""
+
+import sys
+from types import ModuleType
+
+import pytest
+
+_RAY = "ray"
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """`ray.init` raises, whether ray was imported before the test or is imported by it."""
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("this test must not start Ray")
+
+    loaded = sys.modules.get(_RAY)
+    if isinstance(loaded, ModuleType):
+        monkeypatch.setattr(loaded, "init", refuse)
+    yield
+    imported = sys.modules.get(_RAY)
+    assert loaded is not None or imported is None, "this test imported ray"

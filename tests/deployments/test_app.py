@@ -1,0 +1,61 @@
+"""`args` of the Serve config: what is allowed, and what is said of the rest."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from deployments.app import AppArgs, build_app
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_embedded_config_is_valid_and_gives_its_documented_args() -> None:
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    args = AppArgs.model_validate(config["applications"][0]["args"])
+    assert config["http_options"]["host"] == "127.0.0.1"
+    assert args.executor.model_dump() == {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "slots": 4,
+        "max_queued": 16,
+        "num_cpus": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"surprise": 1}, "unknown keys in args: surprise; known are: root, data_dir"),
+        ({"executor": {"slotz": 4}}, "unknown keys in args: slotz; known are: min_replicas"),
+        ({"executor": {"slots": 0}}, "executor.slots"),
+        ({"executor": {"slots": 8, "max_queued": 4}}, "the pool would never grow"),
+        ({"executor": {"min_replicas": 3}}, "larger than executor.max_replicas"),
+        ({"max_pending_executions": 0}, "max_pending_executions"),
+    ],
+)
+def test_wrong_args_are_refused_with_what_is_wrong(args: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AppArgs.model_validate(args)
+
+
+def test_an_application_is_bound_without_starting_anything(tmp_path: Path) -> None:
+    app = build_app(AppArgs(root=str(tmp_path)))
+    deployment = app._bound_deployment
+    assert deployment.name == "BatchIngress"
+    assert (tmp_path / ".wtb").is_dir()
+    assert not (tmp_path / ".wtb" / "wtb.db").exists()
+
+
+def test_the_executors_limits_are_serves_own(tmp_path: Path) -> None:
+    args = AppArgs.model_validate(
+        {"root": str(tmp_path), "executor": {"slots": 3, "max_queued": 7, "max_replicas": 5}}
+    )
+    executor = build_app(args)._bound_deployment.init_args[1]._bound_deployment
+    assert executor.name == "VariantExecutor"
+    assert executor.max_ongoing_requests == 3
+    assert executor.max_queued_requests == 7
+    scaling = executor._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 5)
+    assert scaling.get_target_ongoing_requests() == 3

@@ -51,10 +51,10 @@ def run(config: Path, spec: Path, *, keep: bool) -> int:
     config, port = _place(config, folder, console)
     log = folder / "serve.log"
     console.print(f"starting the service on port {port}; its log is {_relative(log)}")
-    with _serving(config, log) as service:
+    with serving(config, log) as service:
         url = f"http://127.0.0.1:{port}"
         started = time.monotonic()
-        _wait_until_ready(url, service, log)
+        wait_until_ready(url, service, log)
         console.print(f"ready after {time.monotonic() - started:.0f} s: {url}")
         succeeded = _show_batch(url, spec, console)
         if keep:
@@ -78,13 +78,18 @@ def _place(config: Path, folder: Path, console: Console) -> tuple[Path, int]:
     host, port = options.get("host", "127.0.0.1"), int(options.get("port", 8000))
     if _is_free(host, port):
         return config, port
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        options["port"] = probe.getsockname()[1]
+    options["port"] = find_free_port(host)
     console.print(f"port {port} is taken; using port {options['port']} instead")
     copy = folder / "serve_config.yaml"
     copy.write_text(yaml.safe_dump(content), encoding="utf-8")
     return copy, int(options["port"])
+
+
+def find_free_port(host: str = "127.0.0.1") -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -98,7 +103,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 @contextlib.contextmanager
-def _serving(config: Path, log: Path) -> Generator[subprocess.Popen[bytes]]:
+def serving(config: Path, log: Path) -> Generator[subprocess.Popen[bytes]]:
     """A service while the block lasts. It has a session of its own, so Ctrl-C reaches only us."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     with log.open("wb") as output:
@@ -136,7 +141,12 @@ def _find_family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _wait_until_ready(url: str, service: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_ready(url: str, service: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the service can run batches.
+
+    Raises:
+        Unavailable: when it ended or the time is over; with the last lines of its log.
+    """
     client = HttpClient(url)
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:

@@ -313,7 +313,10 @@ def _case_problems(cases: object) -> Iterator[Problem]:
         given = cast("Mapping[str, Any]", case)
         if not isinstance(given.get("id", index), str | int):
             continue
-        identity = case_id(given, index)
+        try:
+            identity = case_id(given, index)
+        except ValueError:  # an integer with more digits than Python prints; the form is refused
+            continue
         if not identity.isprintable():
             yield Problem(f"cases[{index}].id", "use printable characters only")
         if identity in seen:

@@ -42,6 +42,7 @@ def shapes():
 
 
 SHAPES = {
+    "narrow": {"x": 1},
     "sync": {"x": 3},
     "compiled": {"x": 3},
     "asynchronous": {"x": 3},

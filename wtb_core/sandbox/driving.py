@@ -132,6 +132,7 @@ def drive(
     keywords: dict[str, Any] = {
         "context": context,
         "stream_mode": STREAM_MODES,
+        "output_keys": graph.output_channels,
         "durability": "sync",
     }
     left = deque(answers)

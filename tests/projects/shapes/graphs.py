@@ -53,6 +53,18 @@ asynchronous = chain(Number, ("double", double), ("increment", increment_async))
 own_saver = sync.compile(checkpointer=InMemorySaver())
 
 
+class Whole(TypedDict, total=False):
+    x: int
+    hidden: int
+
+
+_narrow = StateGraph(Whole, input_schema=Number, output_schema=Number)
+_narrow.add_node("split", lambda state: {"x": state["x"] + 1, "hidden": 7})
+_narrow.add_edge(START, "split")
+_narrow.add_edge("split", END)
+narrow = _narrow.compile()
+
+
 def factory():
     return chain(Number, ("double", double))
 

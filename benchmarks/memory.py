@@ -118,7 +118,7 @@ def run(
             for name, process in family.items():
                 peaks[name] = max(peaks[name], process.memory_info().rss)
 
-    sampler = threading.Thread(target=sample)
+    sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
     started = time.monotonic()
     first = last_claim = None

@@ -24,6 +24,7 @@ from wtb_core.testbench import DEFAULT_PROJECTS, DEFAULT_URL, TestBench, read_sp
 EXIT_NOT_ALL = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
+EXIT_INTERRUPTED = 130
 
 _url = click.option("--url", envvar="WTB_URL", default=DEFAULT_URL, show_default=True)
 _token = click.option("--token", envvar="WTB_TOKEN", help="A bearer token.")
@@ -233,6 +234,9 @@ def _exit_codes() -> Generator[None]:
     except WtbError as error:
         click.echo(f"error: {strip_controls(error)}", err=True)
         sys.exit(EXIT_NOT_ALL)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_NOT_ALL)

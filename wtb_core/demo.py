@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -104,7 +105,12 @@ def _is_free(host: str, port: int) -> bool:
 
 @contextlib.contextmanager
 def serving(config: Path, log: Path) -> Generator[subprocess.Popen[bytes]]:
-    """A service while the block lasts. It has a session of its own, so Ctrl-C reaches only us."""
+    """A service while the block lasts. It has a session of its own, so Ctrl-C reaches only us.
+
+    SIGTERM and SIGHUP end the block like Ctrl-C does.
+    """
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, _interrupt)
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     with log.open("wb") as output:
         service = subprocess.Popen(  # noqa: S603 - our own command, no shell
@@ -119,6 +125,10 @@ def serving(config: Path, log: Path) -> Generator[subprocess.Popen[bytes]]:
         yield service
     finally:
         _stop(service)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _stop(service: subprocess.Popen[bytes]) -> None:

@@ -213,7 +213,9 @@ def test_another_type_is_refused(kind):
         ev.parse_event(envelope(kind, EXAMPLES["ray_batch_test_progress"]))
 
 
-@pytest.mark.parametrize("field", ["seq", "event_id", "type", "occurred_at", "batch_id", "producer"])
+@pytest.mark.parametrize(
+    "field", ["seq", "event_id", "type", "occurred_at", "batch_id", "producer"]
+)
 def test_an_envelope_needs_every_field(field):
     raw = envelope("ray_backpressure_released", EXAMPLES["ray_backpressure_released"])
     del raw[field]

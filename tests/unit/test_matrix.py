@@ -28,7 +28,9 @@ def problems(spec):
 def test_every_position_is_one_execution_and_the_other_way_round(shape):
     positions = [shape.position(number) for number in range(shape.executions)]
 
-    assert len(set(positions)) == shape.executions == shape.variants * shape.cases * shape.repetitions
+    assert (
+        len(set(positions)) == shape.executions == shape.variants * shape.cases * shape.repetitions
+    )
     assert [shape.number(position) for position in positions] == list(range(shape.executions))
     assert set(positions) == {
         Position(*indices) for indices in itertools.product(*(range(size) for size in shape))
@@ -253,6 +255,4 @@ def test_the_baseline_may_be_any_variant(baseline):
     }
 
     assert problems(make(**fields, baseline=baseline)) == {}
-    assert problems(make(**fields, baseline="other")) == {
-        "baseline": "there is no variant 'other'"
-    }
+    assert problems(make(**fields, baseline="other")) == {"baseline": "there is no variant 'other'"}

@@ -75,7 +75,9 @@ def test_every_key_of_the_contract_is_taken():
             "nodes": {"propose": ["flip_operators", "shift_constants"]},
             "config": {"max_candidates": [10, 50]},
             "context": {"user": ["a", None]},
-            "exclude": [{"nodes": {"propose": "shift_constants"}, "config": {"max_candidates": 50}}],
+            "exclude": [
+                {"nodes": {"propose": "shift_constants"}, "config": {"max_candidates": 50}}
+            ],
             "include": [{"name": "wild", "nodes": {"propose": "random_walk"}}],
         },
         "cases": [

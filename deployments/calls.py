@@ -5,11 +5,16 @@ import logging
 import random
 from typing import Any
 
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    RayActorError,
+    RayTaskError,
+)
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from wtb_core.errors import StaleEpoch, Unavailable
+from wtb_core.errors import StaleEpoch, Unavailable, WtbError
 
 logger = logging.getLogger("ray.serve")
 
@@ -43,10 +48,18 @@ async def call(
     response = getattr(handle, method).remote(*arguments)
     try:
         return await _within(response, timeout_s)
-    except (StaleEpoch, Unavailable):
-        raise
     except PASSING as error:
+        if isinstance(error, StaleEpoch | Unavailable):
+            raise _find_cause(error) from None
         raise Unavailable(f"{method} got no answer: {type(error).__name__}") from error
+    except WtbError as error:
+        raise _find_cause(error) from None
+
+
+def _find_cause(error: WtbError) -> WtbError:
+    """Our error without the remote traceback that Ray wraps around it."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return cause if isinstance(cause, WtbError) else error
 
 
 async def call_until_answered(

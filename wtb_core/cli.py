@@ -6,7 +6,6 @@ not, 2 usage or a bad spec, 3 the server cannot be reached.
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -180,7 +179,7 @@ def list_projects(url: str, token: str | None, *, as_json: bool) -> None:
 def serve(config: str) -> None:
     """Run the service in the foreground, in a Ray of its own; the same as `serve run CONFIG`."""
     command = demonstration.serve_command(Path(config))
-    sys.exit(subprocess.call(command))  # noqa: S603 - our own command, no shell
+    os.execv(command[0], command)  # noqa: S606 - our own command; signals reach it as they are
 
 
 @main.command()

@@ -80,6 +80,8 @@ class HttpClient:
                 for event in self._stream(batch_id, after):
                     if event.event == "end":
                         return
+                    if not event.data:
+                        continue  # a heartbeat, which the parser gives an earlier event's id
                     failures = 0
                     item: Json = json.loads(event.data)
                     after = item["seq"]
@@ -156,7 +158,10 @@ class HandleClient:
 
     def follow(self, batch_id: str, after: int) -> Iterator[Json]:
         """See `Client`."""
-        yield from self._handle.options(stream=True).stream_events.remote(batch_id, after)
+        try:
+            yield from self._handle.options(stream=True).stream_events.remote(batch_id, after)
+        except errors.WtbError as error:
+            raise _find_cause(error) from None
 
     def executions(self, batch_id: str) -> Iterator[Json]:
         """See `Client`."""
@@ -180,7 +185,10 @@ class HandleClient:
         """See `Client`; a handle needs no closing."""
 
     def _call(self, method: str, *arguments: Any) -> Json:
-        return getattr(self._handle, method).remote(*arguments).result(timeout_s=TIMEOUT_S)
+        try:
+            return getattr(self._handle, method).remote(*arguments).result(timeout_s=TIMEOUT_S)
+        except errors.WtbError as error:
+            raise _find_cause(error) from None
 
 
 class LocalClient:
@@ -260,6 +268,12 @@ class LocalClient:
 
     def _wait[Result](self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _find_cause(error: errors.WtbError) -> errors.WtbError:
+    """Our error without the remote traceback that Ray wraps around it."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, errors.WtbError) else error
 
 
 def _to_error(response: httpx.Response) -> errors.WtbError:

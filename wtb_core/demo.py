@@ -68,7 +68,9 @@ def run(config: Path, spec: Path, *, keep: bool) -> int:
 
 def serve_command(config: Path) -> list[str]:
     """The command that runs the service of `config` in a Ray cluster of its own."""
-    serve = shutil.which("serve", path=str(Path(sys.executable).parent)) or "serve"
+    serve = shutil.which("serve", path=str(Path(sys.executable).parent)) or shutil.which("serve")
+    if serve is None:
+        raise Unavailable("the command `serve` of ray[serve] is not installed")
     return [serve, "run", "--address", "local", str(config)]
 
 

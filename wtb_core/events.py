@@ -52,6 +52,7 @@ class BatchStarted(Payload):
     retry_of: str | None
     limits: dict[str, Any]
     baseline: str
+    evaluators: list[str]
     scores: dict[str, dict[str, Any]]
 
 

@@ -164,7 +164,7 @@ class ProjectVersions:
             )
         except OSError as error:
             raise ProjectError(str(path), [f"cannot be ingested: {error}"]) from error
-        text = json.dumps(ingested.model_dump(by_alias=True), sort_keys=True)
+        text = json.dumps(ingested.model_dump(by_alias=True))
         return self._blobs.put(text.encode())
 
     def read(self, version: str) -> Ingested:
@@ -267,7 +267,8 @@ class Registry:
             NotFound: when no project has that name.
             ProjectError: when its file cannot be used.
         """
-        paths = await asyncio.to_thread(self._find_named, name)
+        names = await asyncio.to_thread(self._read_names)
+        paths = [path for path, found in names.items() if found == name]
         if not paths:
             raise NotFound("project", name)
         if len(paths) > 1:
@@ -278,6 +279,10 @@ class Registry:
             raise known.error
         assert known.project is not None
         return known.project
+
+    async def names(self) -> list[str]:
+        """The names in all project files that can be read."""
+        return sorted((await asyncio.to_thread(self._read_names)).values())
 
     def summaries(self) -> list[dict[str, Any]]:
         """Every project with what it offers and its problems, as last refreshed."""
@@ -296,13 +301,12 @@ class Registry:
                 found.setdefault(match.resolve())
         return list(found)
 
-    def _find_named(self, name: str) -> list[Path]:
-        paths: list[Path] = []
+    def _read_names(self) -> dict[Path, str]:
+        names: dict[Path, str] = {}
         for path in self._find():
             with contextlib.suppress(ProjectError):  # it is listed with its problems
-                if read_project_file(path).name == name:
-                    paths.append(path)
-        return paths
+                names[path] = read_project_file(path).name
+        return names
 
     async def _refresh(self, path: Path) -> _Known:
         async with self._locks.setdefault(path, asyncio.Lock()):

@@ -128,9 +128,7 @@ class BatchFold:
         infrastructure and cancelled executions do not enter at all.
         """
         rules: Mapping[str, Mapping[str, Any]] = self.started.get("scores", {})
-        metrics = sorted(
-            {name for fold in self._variants.values() for name in fold.scores} | set(rules)
-        )
+        metrics = self._metrics(rules)
         variants = [_compare(name, fold, metrics, rules) for name, fold in self._variants.items()]
         best = _best(variants, rules)
         return {
@@ -140,6 +138,14 @@ class BatchFold:
             "best_score": best["overall_score"]["mean"] if best else None,
             "variants": variants,
         }
+
+    def _metrics(self, rules: Mapping[str, Any]) -> list[str]:
+        """Every metric there is; an evaluator that has given none yet counts as one."""
+        found = {name for fold in self._variants.values() for name in fold.scores} | set(rules)
+        for evaluator in self.started.get("evaluators", []):
+            if not any(name.partition(".")[0] == evaluator for name in found):
+                found.add(evaluator)
+        return sorted(found)
 
     def _feed_execution(self, what: str, payload: dict[str, Any]) -> None:
         execution = payload["execution_id"]

@@ -244,7 +244,7 @@ def find_problems(raw: object) -> list[Problem]:
         problems.append(
             Problem(
                 "cases",
-                "the server takes cases inline; `file://` is resolved by the client and the CLI"
+                "give the cases inline; the server reads no files"
                 if cases.startswith("file://")
                 else "give a list of cases",
             )

@@ -74,8 +74,7 @@ async def _find_project(name: object, registry: Registry) -> tuple[Project | Non
     try:
         return await registry.get(name), []
     except NotFound:
-        names = [item["name"] for item in registry.summaries()]
-        return None, [Problem("project", _unknown("project", name, names))]
+        return None, [Problem("project", _unknown("project", name, await registry.names()))]
     except ProjectError as error:
         return None, [Problem("project", str(error))]
 

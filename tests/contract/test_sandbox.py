@@ -32,7 +32,7 @@ def load(path: Path):
 
 
 async def until_first_checkpoint(store, execution_id):
-    while not await store.list_checkpoints(execution_id, 1):  # noqa: ASYNC110 - another thread's
+    while not await store.list_checkpoints(execution_id, 1):
         await asyncio.sleep(0.01)
 
 

@@ -38,6 +38,10 @@ try:
 except InvalidSpec as error:
     problems = [problem.path for problem in error.problems]
 bench = TestBench.from_handle(handle)
+try:
+    bench.batch("nosuch")
+except NotFound as error:
+    assert str(error) == "there is no batch 'nosuch'", str(error)
 print(json.dumps({
     "types": types, "comparison": comparison, "missing": missing, "problems": problems,
     "status": bench.batch(submitted["batch_id"])["status"],

@@ -58,6 +58,8 @@ def test_what_does_not_exist_is_a_404_problem(service, path: str) -> None:
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["status"] == 404
+    assert "Traceback" not in answer.text
+    assert "ray::" not in answer.text
 
 
 def test_an_unknown_batchs_stream_is_a_404_and_no_stream(service) -> None:

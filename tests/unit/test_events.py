@@ -165,7 +165,7 @@ def class_name(kind):
 
 
 def test_there_are_seventeen_types_in_the_order_of_the_contract():
-    assert ev.EVENT_TYPES == tuple(EXAMPLES)
+    assert tuple(EXAMPLES) == ev.EVENT_TYPES
     assert len(ev.EVENT_TYPES) == 17
 
 
@@ -252,8 +252,8 @@ def test_an_execution_ends_completed_cancelled_or_failed_for_good(kind, payload,
 
 
 def test_a_batch_ends_in_three_ways():
-    assert ev.BATCH_TERMINAL_TYPES == {
+    assert {
         "ray_batch_test_completed",
         "ray_batch_test_failed",
         "ray_batch_test_cancelled",
-    }
+    } == ev.BATCH_TERMINAL_TYPES

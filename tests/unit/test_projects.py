@@ -9,6 +9,7 @@ from wtb_core.errors import NotFound, ProjectError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.projects import ProjectVersions, Registry, read_project_file
 
+PATTERNS = "a reference is `module:attr` or `./file.py:attr`; a name is letters, digits, . _ -"
 MINIMAL = "name: p\ngraph: ./graph.py:build\n"
 
 
@@ -52,7 +53,7 @@ class Describer:
     async def __call__(self, setup):
         self.asked.append(setup)
         return {
-            "graphs": dict.fromkeys(setup.graphs, {"kind": "state_graph", "nodes": []}),
+            "graphs": {name: {"kind": "state_graph", "nodes": []} for name in setup.graphs},
             "nodes": {},
             "evaluators": {},
             "problems": [],
@@ -132,10 +133,8 @@ def test_what_a_project_file_leaves_out_has_defaults(tmp_path):
         (
             "name: two words\ngraph: graph.py\ncolour: red\nstart: slow\n",
             [
-                "name: a reference is `module:attr` or `./file.py:attr`; "
-                "a name is letters, digits, . _ -",
-                "graph: a reference is `module:attr` or `./file.py:attr`; "
-                "a name is letters, digits, . _ -",
+                f"name: {PATTERNS}",
+                f"graph: {PATTERNS}",
                 "start: Input should be 'fork' or 'fresh'",
                 "colour: unknown key",
             ],

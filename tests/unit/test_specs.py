@@ -293,8 +293,14 @@ json_values = st.recursive(
     max_leaves=12,
 )
 keys = st.sampled_from(
-    [*specs.BatchSpec.model_fields, *specs.Variant.model_fields, *specs.Matrix.model_fields]
-    + [*specs.Limits.model_fields, *specs.Case.__annotations__, "max_attempts", "on", "keep"]
+    [
+        *specs.BatchSpec.model_fields,
+        *specs.Variant.model_fields,
+        *specs.Matrix.model_fields,
+        *specs.Limits.model_fields,
+        *specs.Case.__annotations__,
+        *("max_attempts", "on", "keep"),
+    ]
 )
 spec_like = st.recursive(
     json_values | st.sampled_from(["10m", "2GiB", "default", "9" * 400, 10**400]),

@@ -115,4 +115,4 @@ def test_every_state_can_still_end(machine):
 
 
 def test_only_what_is_not_the_variants_doing_is_infrastructure():
-    assert states.INFRASTRUCTURE_KINDS == {"lost", "setup"}
+    assert {"lost", "setup"} == states.INFRASTRUCTURE_KINDS

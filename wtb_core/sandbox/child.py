@@ -167,10 +167,10 @@ def _prepare(job: dict[str, Any], project: LoadedProject, session: ChannelSessio
         saver = SessionSaver(session, serde=SERDE)
         return prepare(loaded.reference, found, implementations, saver), config
     except GraphError as error:
-        raise _Fault({"kind": "setup", "reason": str(error)}) from error
-    except Exception as error:  # a factory is user code
+        raise _Fault({"kind": "error", "reason": str(error)}) from error
+    except Exception as error:  # a factory is user code, and the variant's config may be its fault
         fault = explain(error, loaded.reference, project.code)
-        raise _Fault({"kind": "setup", **fault}) from error
+        raise _Fault({"kind": "error", **fault}) from error
 
 
 def _required(entries: dict[str, Loaded], name: str, noun: str) -> Loaded:

@@ -156,6 +156,7 @@ def _batch_start(
         retry_of=batch.retry_of,
         limits=facts.limits.model_dump(),
         baseline=batch.baseline,
+        evaluators=facts.evaluators,
         scores=facts.scores,
     )
     return [ledger.draft(payload, now), *pool.standing_events(connection)]

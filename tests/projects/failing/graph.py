@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, TypedDict
 
 from langgraph.graph import END, START, StateGraph
@@ -39,7 +40,7 @@ def act(state: State) -> State:
         return {"result": interrupt("how many?")}
     if do == "slow":
         time.sleep(30)
-    with open("note.txt", "a") as note:
+    with Path("note.txt").open("a") as note:
         note.write(f"{os.getpid()}\n")
     sys.stderr.write("done\n")
     return {"result": do}

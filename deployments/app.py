@@ -10,10 +10,10 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
-from deployments.batch_ingress import BatchIngress
+from deployments import routes
+from deployments.batch_ingress import BatchIngress, Settings
 from deployments.event_collector import EventCollector
 from deployments.pool_policy import PoolLimits
-from deployments.routes import Settings
 from deployments.variant_executor import VariantExecutor
 from wtb_core.data import DataDir
 
@@ -70,6 +70,13 @@ class AppArgs(_Args):
     executor: ExecutorArgs = ExecutorArgs()
 
 
+class HttpIngress(BatchIngress):
+    """The ingress with its HTTP routes, which Serve asks for when the replica is made."""
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return routes.build(self, self.settings)
+
+
 def build_app(args: AppArgs) -> Application:
     """The application for `args`; nothing is started here."""
     root = Path(args.root or os.environ.get("WTB_ROOT") or ".").resolve()
@@ -85,7 +92,7 @@ def build_app(args: AppArgs) -> Application:
         max_body_bytes=args.max_body,
     )
     data.create()
-    router = RequestRouterConfig.model_validate({"initial_backoff_s": 0.01, "max_backoff_s": 0.05})
+    router = RequestRouterConfig.model_validate({"initial_backoff_s": 0.01, "max_backoff_s": 0.1})
     shared: dict[str, Any] = {
         "health_check_period_s": HEALTH_CHECK_S,
         "graceful_shutdown_wait_loop_s": DRAIN_LOOP_S,
@@ -123,7 +130,7 @@ def build_app(args: AppArgs) -> Application:
         **shared,
     ).bind(collector, str(data.path))
     ingress = deployment(
-        serve.ingress()(BatchIngress),
+        serve.ingress()(HttpIngress),
         name="BatchIngress",
         num_replicas=1,
         max_ongoing_requests=500,

@@ -9,11 +9,10 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import serve
 
-from deployments import routes
 from deployments.calls import Handle, call
 from deployments.dispatcher import Dispatcher, quieten_rejections
 from deployments.pool_policy import PoolLimits, PoolWatcher
@@ -40,6 +39,28 @@ _BATCH_STATES = ("pending", "running", "cancelling", "completed", "failed", "can
 _EXECUTION_STATES = ("pending", "running", "succeeded", "failed", "cancelled")
 
 
+class Settings(NamedTuple):
+    """What the ingress is configured with; paths are absolute, globs relative to `root`."""
+
+    data_dir: str
+    root: str
+    projects: list[str]
+    max_pending_executions: int
+    max_body_bytes: int
+
+
+def links(batch_id: str) -> dict[str, str]:
+    """Where a batch and what belongs to it are found."""
+    base = f"/v1/batches/{batch_id}"
+    return {
+        "self": base,
+        "events": f"{base}/events",
+        "executions": f"{base}/executions",
+        "comparison": f"{base}/comparison",
+        "cancel": f"{base}/cancel",
+    }
+
+
 class BatchIngress:
     """Deployment class. Only this one is reached from outside."""
 
@@ -47,11 +68,11 @@ class BatchIngress:
         self,
         collector: Handle,
         executor: Handle,
-        settings: routes.Settings,
+        settings: Settings,
         limits: PoolLimits,
     ) -> None:
         data = DataDir(Path(settings.data_dir)).create()
-        self._settings = settings
+        self.settings = settings
         self._limits = limits
         self._collector = collector
         self._blobs = BlobStore(data.blobs)
@@ -71,10 +92,6 @@ class BatchIngress:
             asyncio.create_task(self._refresh_projects()),
         ]
 
-    def __serve_build_asgi_app__(self) -> Any:
-        """The HTTP routes, closed over this replica."""
-        return routes.build(self, self._settings)
-
     # -- handle methods ------------------------------------------------------------------------
 
     async def submit_batch(
@@ -93,7 +110,7 @@ class BatchIngress:
         batch = await prepare(
             spec,
             self._registry,
-            admission=self._settings.max_pending_executions,
+            admission=self.settings.max_pending_executions,
             idempotency_key=idempotency_key,
         )
         receipt: Receipt = await call(self._collector, "accept", batch)
@@ -102,7 +119,7 @@ class BatchIngress:
             "status": receipt.status,
             "executions": receipt.executions,
             "created": receipt.created,
-            "links": routes.links(receipt.batch_id),
+            "links": links(receipt.batch_id),
         }
 
     async def get_batch(self, batch_id: str) -> dict[str, Any]:
@@ -222,7 +239,7 @@ class BatchIngress:
             "outstanding_permits": self._dispatcher.outstanding,
             "backpressure": self._dispatcher.under_pressure,
             "limits": self._limits._asdict(),
-            "max_pending_executions": self._settings.max_pending_executions,
+            "max_pending_executions": self.settings.max_pending_executions,
         }
 
     async def read_pool_events(

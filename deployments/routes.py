@@ -4,46 +4,22 @@ import asyncio
 import csv
 import io
 import json
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Never
+from typing import Annotated, Any, Never
 
 from fastapi import FastAPI, Header, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from deployments import http_errors
+from deployments.batch_ingress import BatchIngress, Settings
 from deployments.sse import encode
 from wtb_core.errors import InvalidRequest
 from wtb_core.report import render_markdown
 
-if TYPE_CHECKING:
-    from deployments.batch_ingress import BatchIngress
-
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-class Settings(NamedTuple):
-    """What the ingress is configured with; paths are absolute, globs relative to `root`."""
-
-    data_dir: str
-    root: str
-    projects: list[str]
-    max_pending_executions: int
-    max_body_bytes: int
-
-
-def links(batch_id: str) -> dict[str, str]:
-    """Where a batch and what belongs to it are found."""
-    base = f"/v1/batches/{batch_id}"
-    return {
-        "self": base,
-        "events": f"{base}/events",
-        "executions": f"{base}/executions",
-        "comparison": f"{base}/comparison",
-        "cancel": f"{base}/cancel",
-    }
-
-
-def build(ingress: "BatchIngress", settings: Settings) -> FastAPI:
+def build(ingress: BatchIngress, settings: Settings) -> FastAPI:
     """The ASGI application."""
     app = FastAPI(title="WTB Serve", version="1", docs_url=None, redoc_url=None)
     http_errors.install(app)
@@ -54,7 +30,7 @@ def build(ingress: "BatchIngress", settings: Settings) -> FastAPI:
     return app
 
 
-def _add_batches(app: FastAPI, ingress: "BatchIngress", settings: Settings) -> None:
+def _add_batches(app: FastAPI, ingress: BatchIngress, settings: Settings) -> None:
     @app.post("/v1/batches", status_code=202)
     async def submit_batch(
         request: Request,
@@ -92,7 +68,7 @@ def _add_batches(app: FastAPI, ingress: "BatchIngress", settings: Settings) -> N
         return JSONResponse(answer, 202 if answer["changed"] else 200)
 
 
-def _add_events(app: FastAPI, ingress: "BatchIngress") -> None:
+def _add_events(app: FastAPI, ingress: BatchIngress) -> None:
     @app.get("/v1/batches/{batch_id}/events", response_model=None)
     async def read_events(
         batch_id: str,
@@ -113,7 +89,7 @@ def _add_events(app: FastAPI, ingress: "BatchIngress") -> None:
         return StreamingResponse(stream, media_type="text/event-stream", headers=SSE_HEADERS)
 
 
-def _add_results(app: FastAPI, ingress: "BatchIngress") -> None:
+def _add_results(app: FastAPI, ingress: BatchIngress) -> None:
     @app.get("/v1/batches/{batch_id}/executions")
     async def list_executions(
         batch_id: str,
@@ -144,7 +120,7 @@ def _add_results(app: FastAPI, ingress: "BatchIngress") -> None:
         return await ingress.get_execution(execution_id)
 
 
-def _add_operations(app: FastAPI, ingress: "BatchIngress") -> None:
+def _add_operations(app: FastAPI, ingress: BatchIngress) -> None:
     @app.get("/v1/projects")
     async def list_projects() -> dict[str, Any]:
         return await ingress.list_projects()

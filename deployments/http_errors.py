@@ -31,7 +31,10 @@ def problem(
     headers: dict[str, str] | None = None,
     **extra: Any,
 ) -> Response:
-    """A problem document. `type` is `about:blank#` and the kind of problem."""
+    """A problem document. `type` is `about:blank#` and the kind of problem.
+
+    Of our own errors it also has the `arguments`, from which a client makes the same error again.
+    """
     body = {
         "type": f"about:blank#{kind}",
         "title": HTTPStatus(status).phrase,
@@ -55,7 +58,7 @@ async def _on_wtb_error(_: Request, error: Exception) -> Response:
         ((status, cls) for cls, status in STATUS.items() if isinstance(error, cls)),
         (HTTPStatus.INTERNAL_SERVER_ERROR, errors.WtbError),
     )
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"arguments": list(error.args)}
     headers: dict[str, str] = {}
     if isinstance(error, errors.InvalidSpec):
         extra["problems"] = [p._asdict() for p in error.problems]

@@ -17,7 +17,15 @@ import click
 from wtb_core import demo as demonstration
 from wtb_core.clients import HttpClient
 from wtb_core.display import follow, make_console, print_comparison, strip_controls
-from wtb_core.errors import InvalidRequest, InvalidSpec, RequestRefused, Unavailable, WtbError
+from wtb_core.errors import (
+    Conflict,
+    InvalidRequest,
+    InvalidSpec,
+    NotFound,
+    RequestRefused,
+    Unavailable,
+    WtbError,
+)
 from wtb_core.testbench import DEFAULT_PROJECTS, DEFAULT_URL, TestBench, read_spec
 
 EXIT_NOT_ALL = 1
@@ -227,7 +235,7 @@ def _exit_codes() -> Generator[None]:
     except Unavailable as error:
         click.echo(f"error: {strip_controls(error)}", err=True)
         sys.exit(EXIT_UNREACHABLE)
-    except (InvalidSpec, InvalidRequest, RequestRefused) as error:
+    except (InvalidSpec, InvalidRequest, RequestRefused, NotFound, Conflict) as error:
         click.echo(f"error: {strip_controls(error)}", err=True)
         sys.exit(EXIT_USAGE)
     except WtbError as error:

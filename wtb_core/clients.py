@@ -278,14 +278,27 @@ def _find_cause(error: errors.WtbError) -> errors.WtbError:
 
 def _to_error(response: httpx.Response) -> errors.WtbError:
     """The error that a problem document stands for."""
-    body: Json = {}
+    found: Any = None
     with contextlib.suppress(ValueError):
-        body = response.json()
-    kind = str(body.get("type", "")).rpartition("#")[2]
+        found = response.json()
+    body: Json = found if isinstance(found, dict) else {}
+    cls = _OFFERED.get(str(body.get("type", "")).rpartition("#")[2])
+    if cls is not None:
+        with contextlib.suppress(TypeError, ValueError):  # it is of another version
+            return cls(*body.get("arguments", ()))
     detail = str(body.get("detail", response.text[:500]))
-    if kind == "invalid-spec":
-        problems = [errors.Problem(p["path"], p["message"]) for p in body["problems"]]
-        return errors.InvalidSpec(problems)
-    if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+    if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:  # Serve's own, or a proxy's
         return errors.Unavailable(detail, int(response.headers.get("Retry-After", "1")))
     return errors.RequestRefused(response.status_code, detail)
+
+
+_OFFERED: dict[str, type[errors.WtbError]] = {
+    "invalid-spec": errors.InvalidSpec,
+    "invalid-request": errors.InvalidRequest,
+    "not-found": errors.NotFound,
+    "conflict": errors.Conflict,
+    "too-many-pending": errors.TooManyPending,
+    "unavailable": errors.Unavailable,
+    "project-error": errors.ProjectError,
+}
+"""Errors that cross HTTP as themselves, by the kind in a problem document's `type`."""

@@ -7,6 +7,7 @@ Whatever happens to the attempt becomes its outcome; only cancellation of the ca
 import asyncio
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -368,8 +369,19 @@ class _Attempt:
 
 
 def _read_usage(result: dict[str, Any] | None) -> dict[str, dict[str, float]]:
-    usage = result.get("usage") if result else None
-    return usage if isinstance(usage, dict) else {}
+    """Tokens by model as the child counted them; what is no count is left out."""
+    said: Any = result.get("usage") if result else None
+    if not isinstance(said, dict):
+        return {}
+    return {
+        str(model): {
+            str(name): float(count)
+            for name, count in counted.items()
+            if isinstance(count, int | float) and math.isfinite(count)
+        }
+        for model, counted in said.items()
+        if isinstance(counted, dict)
+    }
 
 
 def _remove_attempt(directory: Path, *, keep_workspace: bool) -> None:

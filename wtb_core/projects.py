@@ -405,7 +405,7 @@ def _environment(wanted: Environment, code: Path) -> dict[str, str]:
     """The complete environment of user code, in rising precedence: inherited, file, pass, set."""
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     if wanted.file is not None:
-        values: Mapping[str, str | None] = dotenv_values(code / wanted.file)
+        values: Mapping[str, str | None] = dotenv_values(code / wanted.file, interpolate=False)
         environment |= {name: value for name, value in values.items() if value is not None}
     environment |= {name: os.environ[name] for name in wanted.pass_ if name in os.environ}
     return environment | wanted.set

@@ -143,7 +143,7 @@ class BatchFold:
         """Every metric there is; an evaluator that has given none yet counts as one."""
         found = {name for fold in self._variants.values() for name in fold.scores} | set(rules)
         for evaluator in self.started.get("evaluators", []):
-            if not any(name.partition(".")[0] == evaluator for name in found):
+            if not any(name.startswith(f"{evaluator}.") for name in found):
                 found.add(evaluator)
         return sorted(found)
 

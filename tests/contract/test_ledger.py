@@ -201,6 +201,7 @@ def test_the_first_claim_starts_the_batch_in_its_own_transaction(store):
         "retry_of": None,
         "limits": json.loads(store.batch(batch).spec)["limits"],
         "baseline": "v0",
+        "evaluators": ["score"],
         "scores": {"score": {"weight": 1.0}},
     }
     assert items[5]["payload"]["queue_ms"] == 70
@@ -754,6 +755,35 @@ def test_a_replica_that_serve_forgot_is_unlisted_unless_it_holds_an_attempt(stor
     assert store.read(lambda c: pool.find_unlisted(c, ["r1"])) == ["r3"]
 
 
+def test_what_was_undone_has_no_part_in_the_result(store):
+    batch = store.submit(variants=2, scores={"score": {"weight": 1.0}})
+    first, second = store.claim(), store.claim()
+
+    def finish_and_fail(connection):
+        endings.finish(store.ledger, connection, store.make_finish(first, succeed(1.0)))
+        raise KeyError("oh")
+
+    with pytest.raises(KeyError):
+        store.write(finish_and_fail)
+    store.finish(first, succeed(0.25))
+    store.finish(second, succeed(0.5))
+
+    ended = store.events(batch)[-1]["payload"]
+    assert (ended["best_variant"], ended["best_score"]) == ("v1", 0.5)
+
+
+def test_nothing_is_kept_in_memory_of_a_batch_that_has_ended(store):
+    for cancelled in (False, True):
+        batch = store.submit(cases=2)
+        store.finish(store.claim())
+        if cancelled:
+            store.cancel(batch)
+        store.drain(batch)
+
+    assert store.ledger._facts == {}
+    assert store.ledger._folds == {}
+
+
 # -- the log -------------------------------------------------------------------------------------
 
 
@@ -1092,9 +1122,10 @@ class AnyOrder(RuleBasedStateMachine):
         (self.store.apply_pressure if applied else self.store.release_pressure)()
 
     @rule(replica=st.sampled_from(REPLICAS))
-    def fail_after_a_claim(self, replica):
+    def fail_after_a_claim_and_a_loss(self, replica):
         def change(connection):
             claims.claim(self.store.ledger, connection, Claimant("failed", replica, "a"))
+            endings.lose(self.store.ledger, connection, replica, "undone")
             raise KeyError(replica)
 
         with pytest.raises(KeyError):

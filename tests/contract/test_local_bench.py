@@ -152,7 +152,11 @@ def test_each_execution_starts_once_and_ends_once(compared):
     for execution in result.executions:
         end = "failed" if execution["variant"] == "failing" else "completed"
         assert names(seen, execution["execution_id"]) == ["started", end]
-    starts = [event["payload"]["execution_id"] for event in seen if "started" in event["type"]][1:]
+    starts = [
+        event["payload"]["execution_id"]
+        for event in seen
+        if event["type"] == "ray_variant_execution_started"
+    ]
     assert starts == [f"{result.batch_id}-{i}" for i in range(9)]
 
 

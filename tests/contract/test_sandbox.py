@@ -148,9 +148,9 @@ def test_a_node_is_swapped_in_one_execution_only(shaped):
 
 
 @pytest.mark.parametrize("graph", ["functional", "nested"])
-def test_a_node_that_cannot_be_swapped_is_a_setup_failure(shaped, graph):
+def test_a_node_that_cannot_be_swapped_is_the_variants_own_error(shaped, graph):
     outcome = shaped.run("shapes", graph, 1, variant={"nodes": {"increment": "decrement"}})
-    assert outcome.failure.kind == "setup"
+    assert outcome.failure.kind == "error"
     assert "node" in outcome.failure.reason
 
 

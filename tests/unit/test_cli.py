@@ -228,9 +228,8 @@ def test_a_refused_spec_exits_2_with_all_its_problems(wtb, write, server):
     problem = {
         "type": "about:blank#invalid-spec",
         "detail": "the spec has 2 problems",
-        "problems": [
-            {"path": "cases[0].input", "message": "required"},
-            {"path": "colour", "message": "\x1b[31munknown key"},
+        "arguments": [
+            [["cases[0].input", "required"], ["colour", "\x1b[31munknown key"]],
         ],
     }
     server.answer("POST", "/v1/batches", problem, status=422)

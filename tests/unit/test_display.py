@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from hypothesis import given
@@ -24,8 +25,13 @@ def make_console(*, terminal=False):
     )
 
 
-def event(kind, **payload):
-    return {"type": f"ray_{kind}", "payload": payload}
+def event(type_, **payload):
+    return {"type": f"ray_{type_}", "payload": payload}
+
+
+def forget_backslashes(text):
+    """Rich shows one backslash too few before a bracket that begins no markup."""
+    return re.sub(r"\\+(?=\[|$)", "", text)
 
 
 def started(**fields):
@@ -71,7 +77,7 @@ def test_what_is_cleaned_shows_as_the_text_that_was_meant(text):
     assert not any(ord(c) < 32 and c not in "\n\t" for c in cleaned)
     assert "\x1b" not in cleaned
     shown = Text.from_markup(f"[bold]{cleaned}[/]")
-    assert shown.plain == bare or bare.endswith("\\")
+    assert forget_backslashes(shown.plain) == forget_backslashes(bare)
     assert [span.style for span in shown.spans] in ([], ["bold"])
 
 
@@ -125,7 +131,7 @@ def test_in_a_terminal_the_bar_counts_what_runs_and_what_ended():
 
     assert list(follow(events, 2, console)) == events
 
-    last = console.file.getvalue().splitlines()[-1]
+    last = [line for line in console.file.getvalue().splitlines() if "running," in line][-1]
     assert "2/2" in last
     assert "0 running, 1 succeeded, 0 failed" in last
 

@@ -27,6 +27,7 @@ EXAMPLES = {
         "retry_of": None,
         "limits": {"timeout": 600.0},
         "baseline": "baseline",
+        "evaluators": ["tests_pass"],
         "scores": {"tests_pass": {"weight": 1.0}},
     },
     "ray_batch_test_progress": {

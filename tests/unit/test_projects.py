@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from wtb_core import projects
 from wtb_core.errors import NotFound, ProjectError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.projects import ProjectVersions, Registry, read_project_file
@@ -268,6 +269,14 @@ def test_preparing_again_or_at_the_same_time_makes_one_copy(project, versions, t
 
     assert setups[0] == setups[1] == setups[2]
     assert [path.name for path in (tmp_path / "bases").iterdir()] == [version]
+
+
+def test_a_version_that_is_there_is_not_copied_again(project, versions, monkeypatch):
+    version = versions.ingest(project)
+    first = prepare(versions, version)
+    monkeypatch.setattr(projects, "materialise", None)
+
+    assert prepare(versions, version) == first
 
 
 def test_a_version_that_was_never_ingested_is_not_found(versions):

@@ -1,6 +1,7 @@
 import math
 import random
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -18,11 +19,12 @@ def number(events):
     ]
 
 
-def started(variants=("a", "b"), executions=4, rules=RULES):
+def started(variants=("a", "b"), executions=4, rules=RULES, evaluators=()):
     payload = {
         "variants": list(variants),
         "executions": executions,
         "scores": rules,
+        "evaluators": list(evaluators),
         "baseline": variants[0],
     }
     return ("ray_batch_test_started", payload)
@@ -170,6 +172,38 @@ def test_without_weights_and_with_one_metric_failures_enter_the_overall_score_to
     assert row["overall_score"] == {"mean": 0.5, "n": 2}
 
 
+@pytest.mark.parametrize(
+    ("evaluators", "rules", "seen", "metrics"),
+    [
+        (["m"], {}, {}, ["m"]),
+        (["m"], {}, {"m": 1.0}, ["m"]),
+        (["m"], {}, {"m.a": 1.0, "m.b": 1.0}, ["m.a", "m.b"]),
+        (["m"], {"m.a": weigh(None)}, {}, ["m.a"]),
+        (["m"], {}, {"m": None, "m.a": 1.0}, ["m", "m.a"]),
+        (["v1.0"], {}, {"v1.0.a": 1.0}, ["v1.0.a"]),
+        (["m", "n"], {}, {"m": 1.0}, ["m", "n"]),
+        (["m"], {}, {"mm": 1.0}, ["m", "mm"]),
+    ],
+)
+def test_an_evaluator_that_has_given_nothing_yet_counts_as_one_metric(
+    evaluators, rules, seen, metrics
+):
+    events = [started(("a",), 2, rules, evaluators), failed("1")]
+    if seen:
+        events.append(succeeded("2", seen, None))
+
+    comparison = fold(*events).comparison()
+
+    assert comparison["metrics"] == metrics
+    assert set(comparison["variants"][0]["scores"]) == set(metrics)
+
+
+def test_a_variant_of_which_every_execution_failed_has_the_failure_score():
+    row = compare(started(("a",), 1, {}, ["m"]), failed("1"))["a"]
+
+    assert row["overall_score"] == row["scores"]["m"] == {"mean": 0.0, "n": 1}
+
+
 def test_a_variant_of_which_nothing_ended_has_no_means():
     row = compare(started(), succeeded("1", {"score": 1.0}, 1.0))["b"]
 
@@ -238,9 +272,8 @@ def test_the_comparison_does_not_depend_on_the_order_of_endings(ends, chance):
         numbers = [end for end in mine if isinstance(end, float)] + [0.0] * mine.count("error")
         assert row["scores"]["score"]["n"] == len(numbers)
         if numbers:
-            mean = row["scores"]["score"]["mean"]
-            assert min(numbers) <= mean <= max(numbers)
-            assert math.isclose(mean, math.fsum(n / len(numbers) for n in numbers), abs_tol=1e-300)
+            exact = sum(map(Fraction, numbers)) / len(numbers)
+            assert row["scores"]["score"]["mean"] == float(exact)
 
 
 lives = st.lists(

@@ -175,7 +175,7 @@ def test_no_more_than_a_hundred_problems_are_reported():
 @pytest.mark.parametrize(
     ("change", "path", "message"),
     [
-        ({"cases": "file://cases.jsonl"}, "cases", "`file://` is resolved by the client"),
+        ({"cases": "file://cases.jsonl"}, "cases", "the server reads no files"),
         ({"cases": "cases.jsonl"}, "cases", "give a list of cases"),
         ({"cases": []}, "cases", "at least 1"),
         ({"variants": []}, "variants", "give variants, a matrix, or both"),

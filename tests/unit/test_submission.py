@@ -168,7 +168,10 @@ def test_a_variant_replaces_only_the_files_that_the_project_allows(registry, pat
 
 
 def test_an_unknown_project_is_answered_with_those_there_are(registry):
-    assert find(registry, project="q") == {"project": "there is no project 'q'; there is: p"}
+    assert find(registry, project="q", colour="red") == {
+        "project": "there is no project 'q'; there is: p",
+        "colour": "unknown key",
+    }
 
 
 def test_problems_of_form_and_of_names_come_in_one_answer(registry):

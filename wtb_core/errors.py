@@ -44,8 +44,8 @@ class InvalidSpec(WtbError):
     """A batch spec that cannot be accepted; nothing of it was stored."""
 
     def __init__(self, problems: list[Problem]) -> None:
-        super().__init__(problems)
         self.problems = [Problem(*problem) for problem in problems]
+        super().__init__(self.problems)
 
     def __str__(self) -> str:
         lines = "\n".join(f"  {problem}" for problem in self.problems)

@@ -66,6 +66,8 @@ class Dispatcher:
         self._applied_at: float | None = None
         self._rejected_at = 0.0
         self._moved_at = 0.0
+        self._asked_at = 0.0
+        self._taken = 0
 
     @property
     def outstanding(self) -> int:
@@ -87,20 +89,26 @@ class Dispatcher:
                 await asyncio.sleep(PAUSE_S)
 
     async def _run_once(self) -> None:
-        """One wait for demand, then rounds of permits until nothing more is ready."""
-        demand: Demand = await call(self._collector, "wait_for_demand", self._id, DEMAND_WAIT_MS)
-        if not demand.claimable:
-            await self._release_if_calm(held=0)
-            return
+        """One wait for demand, then rounds of permits until nothing more is ready.
+
+        Between two looks at the demand it is counted down by what the permits took.
+        """
+        claimable = await self._ask(DEMAND_WAIT_MS)
         self._dry = False
-        while not self._dry:
-            held = await self._fill(demand.claimable)
+        while claimable and not self._dry:
+            held = await self._fill(claimable)
             await self._release_if_calm(held)
+            taken = self._taken
             await self._wait_for_change()
-            demand = await call(self._collector, "wait_for_demand", self._id, 0)
-            if not demand.claimable:
-                await self._release_if_calm(held=0)
-                return
+            claimable -= self._taken - taken
+            if claimable <= 0 or time.monotonic() - self._asked_at >= PROBE_S:
+                claimable = await self._ask(0)
+        await self._release_if_calm(held=0)
+
+    async def _ask(self, wait_ms: int) -> int:
+        demand: Demand = await call(self._collector, "wait_for_demand", self._id, wait_ms)
+        self._asked_at = time.monotonic()
+        return demand.claimable
 
     async def _fill(self, claimable: int) -> int:
         """Submit permits until there are enough or Serve refuses; returns what is held back."""
@@ -140,6 +148,7 @@ class Dispatcher:
             return
         error = task.exception()
         if error is None:
+            self._taken += task.result()
             self._dry = self._dry or not task.result()
         elif not isinstance(error, BackPressureError):
             logger.warning("a permit did not return: %s", error)

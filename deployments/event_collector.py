@@ -273,7 +273,7 @@ class EventCollector:
             except StaleEpoch:
                 logger.warning("another collector has taken over; this one stops working")
                 return
-            except Exception:
+            except Exception:  # leases and chunks must go on whatever one tick met
                 logger.exception("a collector tick failed; the next one tries again")
             try:
                 await asyncio.wait_for(self._urgent.wait(), TICK_S)

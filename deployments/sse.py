@@ -16,6 +16,8 @@ KEPT_EVENTS = 1_000
 PAGE_EVENTS = 200
 POLL_MS = 5_000
 HEARTBEAT_S = 10.0
+GATHER_S = 0.02
+"""How long a tail lets events gather before it asks for the next ones."""
 
 Page = tuple[list[dict[str, Any]], bool]
 ReadEvents = Callable[[str, int, int, int], Awaitable[Page]]
@@ -68,6 +70,7 @@ class _Tail:
             if items or self.ended or self.error is not None:
                 self._news.set()
                 self._news = asyncio.Event()
+                await asyncio.sleep(GATHER_S)
 
 
 class EventStreams:

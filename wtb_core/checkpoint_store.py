@@ -207,7 +207,7 @@ def _commit(db: sqlite3.Connection, jobs: Sequence[_Job]) -> None:
                 job.fail(error if isinstance(error, WtbError) else _malformed(error))
             db.execute("RELEASE job")
         db.execute("COMMIT")
-    except BaseException:
+    except BaseException:  # raised again below
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise

@@ -76,7 +76,7 @@ def _load_file(code: Path, source: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # raised again below
         del sys.modules[name]
         raise
     return module

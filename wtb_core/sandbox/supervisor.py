@@ -138,7 +138,7 @@ class Supervisor:
                     await self._stop()
                 self._source = await self._spawn("launcher")
                 await self._load(self._source)
-            except BaseException:
+            except BaseException:  # raised again below
                 await self._stop()
                 raise
 
@@ -197,7 +197,7 @@ class Supervisor:
         leash, child_leash = socket.socketpair()
         try:
             interpreter = await self._start_interpreter(mode, child_session, child_leash)
-        except BaseException:
+        except BaseException:  # raised again below
             session.close()
             leash.close()
             raise

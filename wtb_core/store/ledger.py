@@ -58,7 +58,7 @@ class Ledger:
         try:
             with connection.begin_nested():
                 return change(connection)
-        except BaseException:
+        except BaseException:  # raised again below
             self.forget()
             raise
 

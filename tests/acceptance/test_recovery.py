@@ -1,0 +1,116 @@
+"""What was accepted is carried out, whatever is killed."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from wtb_core.demo import find_free_port, serving, wait_until_ready
+from wtb_core.events import ends_execution
+from wtb_core.report import BatchFold
+from wtb_core.testbench import TestBench
+
+GRAPH = """
+import time
+from typing import TypedDict
+
+from langgraph.graph import END, START, StateGraph
+
+
+class State(TypedDict, total=False):
+    n: int
+
+
+def step(state):
+    time.sleep(0.2)
+    return {"n": state["n"] + 1}
+
+
+def build():
+    graph = StateGraph(State)
+    graph.add_node("step", step)
+    graph.add_edge(START, "step")
+    graph.add_edge("step", END)
+    return graph
+"""
+SPEC = {
+    "project": "steps",
+    "variants": [{"name": "one"}, {"name": "two"}],
+    "cases": [{"input": {"n": n}} for n in range(40)],
+}
+
+
+def write_config(folder: Path, port: int) -> Path:
+    project = folder / "projects" / "steps"
+    project.mkdir(parents=True, exist_ok=True)
+    (project / "graph.py").write_text(GRAPH)
+    (project / "project.yaml").write_text("name: steps\ngraph: ./graph.py:build\n")
+    application = {
+        "name": "wtb",
+        "route_prefix": "/",
+        "import_path": "deployments.app:build_app",
+        "args": {"root": str(folder), "projects": ["projects/*/project.yaml"]},
+    }
+    config = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [application],
+    }
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def run_until(bench: TestBench, completed: int) -> str:
+    batch_id = bench.submit(SPEC)
+    count = 0
+    for event in bench.events(batch_id):
+        count += event["type"] == "ray_variant_execution_completed"
+        if count == completed:
+            return batch_id
+    raise AssertionError("the batch ended early")
+
+
+def check(bench: TestBench, batch_id: str) -> list[dict[str, Any]]:
+    """The batch ends with every execution succeeded once, and says what its events say."""
+    fold = BatchFold()
+    ends: Counter[str] = Counter()
+    events = []
+    for event in bench.events(batch_id):
+        events.append(event)
+        fold.feed(event)
+        if ends_execution(event["type"], event["payload"]):
+            ends[event["payload"]["execution_id"]] += 1
+    batch = bench.batch(batch_id)
+    assert batch["status"] == fold.status == "completed"
+    assert batch["counts"] == fold.counts
+    assert batch["counts"]["succeeded"] == len(ends) == 80
+    assert set(ends.values()) == {1}
+    return events
+
+
+def test_a_killed_replica_and_a_killed_service_lose_nothing(tmp_path: Path) -> None:
+    port = find_free_port()
+    url = f"http://127.0.0.1:{port}"
+    config = write_config(tmp_path, port)
+    with serving(config, tmp_path / "first.log") as service:
+        wait_until_ready(url, service, tmp_path / "first.log")
+        with TestBench.connect(url) as bench:
+            batch_id = run_until(bench, 10)
+            family = psutil.Process(service.pid).children(recursive=True)
+            victim = next(p for p in family if "VariantExecutor" in " ".join(p.cmdline()))
+            victim.kill()
+            events = check(bench, batch_id)
+            failed = [e["payload"] for e in events if e["type"] == "ray_variant_execution_failed"]
+            assert failed
+            assert {(p["kind"], p["will_retry"]) for p in failed} == {("lost", True)}
+            interrupted = run_until(bench, 10)
+        for process in [psutil.Process(service.pid), *family]:
+            if process.is_running():
+                process.kill()
+    with serving(config, tmp_path / "second.log") as service:
+        wait_until_ready(url, service, tmp_path / "second.log")
+        with TestBench.connect(url) as bench:
+            check(bench, interrupted)

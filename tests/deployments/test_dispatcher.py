@@ -28,11 +28,20 @@ class Pool:
         self.finish = asyncio.Semaphore(0)
         self._slots = asyncio.Semaphore(SLOTS)
         self._over_reject = 0
+        self._lost_replies = 0
+        self.away = 0
 
     def over_reject(self, times: int) -> None:
         self._over_reject = times
 
+    def lose_replies(self, permits: int) -> None:
+        """The next permits reach nobody, and nobody says so."""
+        self._lost_replies = permits
+
     async def run(self, _permit: str) -> bool:
+        if self._lost_replies > 0:
+            self._lost_replies -= 1
+            await asyncio.Event().wait()
         if self.outstanding >= SLOTS + QUEUE or self._over_reject > 0:
             self._over_reject -= 1
             self.refused += 1
@@ -51,6 +60,9 @@ class Pool:
             self.outstanding -= 1
 
     async def wait_for_demand(self, _dispatcher: str, wait_ms: int) -> Demand:
+        if self.away:
+            self.away -= 1
+            raise TimeoutError
         if not self.unclaimed:
             await asyncio.sleep(min(wait_ms, 20) / 1000)
         return Demand(granted=True, claimable=self.unclaimed)
@@ -135,18 +147,17 @@ def test_a_rejection_below_the_slots_is_no_backpressure() -> None:
     run_with(1, scenario)
 
 
-def test_a_permit_that_never_returns_does_not_stop_the_pump(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_permits_that_never_return_do_not_stop_the_pump(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as would fill the slots and serve the demand are lost; another one is sent."""
     monkeypatch.setattr(module, "STALLED_S", 0.05)
 
-    async def scenario(pool: Pool, _: Dispatcher) -> None:
-        await until(lambda: pool.outstanding == 2)
-        pool.unclaimed = 1
+    async def scenario(pool: Pool, dispatcher: Dispatcher) -> None:
+        pool.lose_replies(SLOTS + 1)
         pool.finish.release()
-        await until(lambda: pool.done >= 1)
+        await until(lambda: pool.done == 1)
+        assert dispatcher.outstanding >= SLOTS + 1
 
-    run_with(2, scenario)
+    run_with(1, scenario)
 
 
 def test_a_collector_that_is_away_pauses_the_pump_and_does_not_end_it(
@@ -155,28 +166,9 @@ def test_a_collector_that_is_away_pauses_the_pump_and_does_not_end_it(
     monkeypatch.setattr(module, "PAUSE_S", 0.01)
 
     async def scenario(pool: Pool, _: Dispatcher) -> None:
+        pool.away = 2
         pool.finish.release()
         await until(lambda: pool.done == 1)
+        assert pool.away == 0
 
-    async def main() -> None:
-        pool = Pool(1)
-        failures = iter([TimeoutError(), TimeoutError()])
-
-        async def flaky(dispatcher_id: str, wait_ms: int) -> Demand:
-            for error in failures:
-                raise error
-            return await pool.wait_for_demand(dispatcher_id, wait_ms)
-
-        dispatcher = Dispatcher(
-            FakeHandle(wait_for_demand=flaky, report_pressure=pool.report_pressure),
-            FakeHandle(run=pool.run),
-            lambda: SLOTS,
-            QUEUE,
-        )
-        running = asyncio.create_task(dispatcher.run_forever())
-        try:
-            await scenario(pool, dispatcher)
-        finally:
-            running.cancel()
-
-    asyncio.run(main())
+    run_with(1, scenario)

@@ -18,14 +18,13 @@ from deployments.messages import Demand, Directives, Heartbeat, PoolReport, Pres
 from wtb_core import events as ev
 from wtb_core.attempts import Assignment
 from wtb_core.errors import StaleEpoch
-from wtb_core.ids import now_ms
-from wtb_core.matrix import execution_id
-from wtb_core.store import acceptance, claims, endings, log, pool, views
+from wtb_core.ids import new_batch_id, now_ms
+from wtb_core.store import acceptance, claims, endings, log, pool, reuse, views
 from wtb_core.store.database import migrate, open_engine
 from wtb_core.store.ledger import Ledger
 from wtb_core.store.records import Answer, Claimant, Finish, NewBatch, Receipt
-from wtb_core.store.rows import get_batch
-from wtb_core.store.tables import POOL_STREAM, attempts, batches
+from wtb_core.store.rows import get_batch, get_execution, parse_execution_id
+from wtb_core.store.tables import POOL_STREAM, attempts
 from wtb_core.store.views import ExecutionFilter
 from wtb_core.store.writer import Writer
 
@@ -74,6 +73,24 @@ class EventCollector:
         self._urgent.set()
         status = await self._read(lambda connection: get_batch(connection, batch_id).status)
         return {"batch_id": batch_id, "status": status, "changed": changed}
+
+    async def renew(
+        self, batch_id: str, idempotency_key: str | None, submitted_by: str | None
+    ) -> NewBatch:
+        """See `reuse.renew`."""
+        new_id = new_batch_id()
+        return await self._read(
+            lambda c: reuse.renew(c, batch_id, new_id, idempotency_key, submitted_by)
+        )
+
+    async def cancel_execution(self, text: str, reason: str) -> dict[str, Any]:
+        """See `endings.cancel_execution`; `changed` is false when there was nothing to stop."""
+        changed = await self._writer.write(
+            lambda c: endings.cancel_execution(self._ledger, c, text, reason)
+        )
+        self._urgent.set()
+        status = await self._read(lambda c: get_execution(c, *parse_execution_id(text)).status)
+        return {"execution_id": text, "status": status, "changed": changed}
 
     async def get_batch(self, batch_id: str) -> dict[str, Any]:
         """See `views.read_batch`."""
@@ -152,7 +169,7 @@ class EventCollector:
             self._leases[heartbeat.replica_id] = time.monotonic() + LEASE_S
         if not heartbeat.held:
             return Directives(known, [])
-        mine = await self._read(lambda c: _wanted_attempts(c, heartbeat.replica_id))
+        mine = await self._read(lambda c: endings.find_wanted_attempts(c, heartbeat.replica_id))
         return Directives(known, [held for held in heartbeat.held if tuple(held) not in mine])
 
     # -- the dispatcher ------------------------------------------------------------------------
@@ -310,17 +327,3 @@ def _event_page(
 ) -> tuple[list[dict[str, Any]], bool]:
     page, ended = views.read_events(connection, batch_id, after, limit)
     return page.items, ended
-
-
-def _wanted_attempts(connection: Connection, replica_id: str) -> set[tuple[str, int]]:
-    """The replica's running attempts whose batch is not being cancelled."""
-    rows = connection.execute(
-        select(attempts.c.batch_id, attempts.c.number, attempts.c.attempt)
-        .join(batches, batches.c.batch_id == attempts.c.batch_id)
-        .where(
-            attempts.c.status == "running",
-            attempts.c.replica_id == replica_id,
-            batches.c.status != "cancelling",
-        )
-    )
-    return {(execution_id(row.batch_id, row.number), row.attempt) for row in rows}

@@ -5,6 +5,9 @@
     ├── InvalidRequest       a parameter of a call is wrong
     ├── NotFound             no such batch, execution, project or file
     ├── Conflict             the idempotency key belongs to another spec
+    ├── NotRetryable         a batch that has not ended, or has nothing to try again
+    ├── Unauthorized         the request has no token that the service knows
+    ├── Forbidden            the request comes from, or names, another machine
     ├── TooManyPending       admission: the limit of waiting executions is reached
     ├── RequestRefused       a server's answer that fits none of the others
     ├── Unavailable          the service cannot answer now; the same call may succeed later
@@ -90,6 +93,40 @@ class Conflict(WtbError):
             f"the idempotency key {self.idempotency_key!r} belongs to batch {self.batch_id}, which "
             "was submitted with another spec; use a new key for a new spec"
         )
+
+
+class NotRetryable(WtbError):
+    """The batch cannot be tried again."""
+
+    def __init__(self, batch_id: str, reason: str) -> None:
+        super().__init__(batch_id, reason)
+        self.batch_id = batch_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"batch {self.batch_id} cannot be retried: {self.reason}"
+
+
+class Unauthorized(WtbError):
+    """The service wants a bearer token, and the request has none that it knows."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class Forbidden(WtbError):
+    """A service without tokens serves its own machine only."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class TooManyPending(WtbError):

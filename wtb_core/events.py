@@ -155,7 +155,7 @@ class VariantStarted(_AttemptPayload):
 
 
 class VariantCompleted(_AttemptPayload):
-    """The graph ended and its output was stored."""
+    """The graph ended and its output was stored, here or in the batch that is tried again."""
 
     duration_ms: int
     node_count: int
@@ -167,6 +167,7 @@ class VariantCompleted(_AttemptPayload):
     cpu_ms: int | None
     peak_rss_bytes: int | None
     usage: dict[str, dict[str, float]]
+    reused_from: str | None
 
 
 class VariantFailed(_AttemptPayload):

@@ -53,6 +53,7 @@ class _VariantFold:
     succeeded: int = 0
     failed: Counter[str] = field(default_factory=Counter[str])
     cancelled: int = 0
+    reused: int = 0
     scores: dict[str, _Mean] = field(default_factory=dict[str, _Mean])
     overall: _Mean = field(default_factory=_Mean)
     duration: _Mean = field(default_factory=_Mean)
@@ -95,7 +96,9 @@ class BatchFold:
             self.status = "running"
             self.started = payload
             self.total = payload["executions"]
-            self._variants = {name: _VariantFold() for name in payload["variants"]}
+            known, self._variants = self._variants, {}  # executions cancelled one by one before
+            for name in payload["variants"]:
+                self._variants[name] = known.get(name, _VariantFold())
         elif kind.startswith("ray_variant_execution_"):
             self._feed_execution(kind.removeprefix("ray_variant_execution_"), payload)
         elif kind in {
@@ -166,6 +169,7 @@ class BatchFold:
         else:
             self.succeeded += 1
             fold.succeeded += 1
+            fold.reused += payload.get("reused_from") is not None
             fold.duration.add(payload["duration_ms"])
             for name, value in payload["scores"].items():
                 mean = fold.scores.setdefault(name, _Mean())
@@ -200,6 +204,7 @@ def _compare(
         "succeeded": fold.succeeded,
         "failed": dict(sorted(fold.failed.items())),
         "cancelled": fold.cancelled,
+        "reused": fold.reused,
         "scores": scores,
         "overall_score": overall,
         "mean_duration_ms": round(duration.total / duration.n) if duration.n else None,

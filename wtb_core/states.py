@@ -3,7 +3,8 @@
 Rules of operation:
 
 - An execution is pending until a claim gives it to a replica. It ends `succeeded`, `failed` or
-  `cancelled`, once. A failed attempt that another one may follow puts it back to pending.
+  `cancelled`, once. A failed attempt that another one may follow puts it back to pending. In a
+  batch that tries another one again, what had succeeded there is adopted and never runs.
 - A batch runs from its first claim. It completes when no execution is left, whatever their
   results: variants that fail their cases are a completed batch's result. It fails only when the
   system could not carry it out.
@@ -25,6 +26,7 @@ ExecutionStatus = Literal["pending", "running", "succeeded", "failed", "cancelle
 EXECUTION: Final[Mapping[tuple[str, str], ExecutionStatus]] = {
     ("pending", "claim"): "running",
     ("pending", "cancel"): "cancelled",
+    ("pending", "adopt"): "succeeded",
     ("running", "succeed"): "succeeded",
     ("running", "fail"): "failed",
     ("running", "retry"): "pending",
@@ -42,7 +44,7 @@ BATCH: Final[Mapping[tuple[str, str], BatchStatus]] = {
     ("cancelling", "exhaust"): "cancelled",
 }
 
-EXECUTION_INPUTS: Final = ("claim", "succeed", "fail", "retry", "cancel")
+EXECUTION_INPUTS: Final = ("claim", "adopt", "succeed", "fail", "retry", "cancel")
 BATCH_INPUTS: Final = ("claim", "cancel", "exhaust", "fail")
 
 TERMINAL_EXECUTION: Final = frozenset({"succeeded", "failed", "cancelled"})

@@ -16,7 +16,7 @@ from wtb_core import matrix, specs
 from wtb_core.attempts import Evaluation, Failure, Outcome
 from wtb_core.report import BatchFold
 from wtb_core.states import TERMINAL_BATCH, TERMINAL_EXECUTION
-from wtb_core.store import acceptance, claims, endings, pool, views
+from wtb_core.store import acceptance, claims, endings, pool, reuse, views
 from wtb_core.store.database import migrate, open_engine, sqlite_url
 from wtb_core.store.ledger import Ledger
 from wtb_core.store.records import Claimant, Finish, NewBatch
@@ -121,6 +121,13 @@ class Store:
 
     def cancel(self, batch_id, reason="enough", by="user") -> bool:
         return self.write(lambda c: endings.cancel(c, batch_id, reason, by))
+
+    def cancel_execution(self, execution_id, reason="not this one") -> bool:
+        return self.write(lambda c: endings.cancel_execution(self.ledger, c, execution_id, reason))
+
+    def renew(self, batch_id, *, key=None, by=None):
+        new_id = self.new_id("b-")
+        return self.accept(self.read(lambda c: reuse.renew(c, batch_id, new_id, key, by)))
 
     def tick(self) -> bool:
         """What the collector does again and again; true when nothing is left to do at once."""
@@ -285,9 +292,10 @@ def check_start(batch, items) -> None:
     if batch.started_ms is None:
         assert not starts
         return
-    assert starts == items[:1]
     kinds = [short(item) for item in items]
-    head = kinds[1 : kinds.index("variant_execution_started")]
+    before = len(list(itertools.takewhile("variant_execution_cancelled".__eq__, kinds)))
+    assert starts == items[before : before + 1], "only what was cancelled alone comes before"
+    head = kinds[before + 1 : kinds.index("variant_execution_started")]
     standing = {"actor_pool_created": 0, "actor_initialized": 1, "backpressure_applied": 2}
     order = [standing[kind] for kind in head]
     assert order == sorted(order)
@@ -334,6 +342,9 @@ def check_execution(row, items) -> None:
             state = "running"
         elif kind == "cancelled":
             state = "cancelled"
+        elif kind == "completed" and payload["reused_from"] is not None:
+            assert (state, row.reused_from) == ("pending", payload["reused_from"])
+            state = "succeeded"
         else:
             assert state == "running"
             state = "succeeded" if kind == "completed" else "failed"

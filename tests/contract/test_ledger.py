@@ -16,39 +16,22 @@ from hypothesis.stateful import (
 from sqlalchemy import event as sa_event
 from sqlalchemy import insert, text
 from sqlalchemy.exc import IntegrityError
-from store_bench import START_MS, Store, check_store, fail, make_template, short, stop, succeed
+from store_bench import START_MS, Store, check_store, fail, short, stop, succeed
 
-from wtb_core.errors import Conflict, NotFound, StaleEpoch, TooManyPending, Unavailable
+from wtb_core.errors import (
+    Conflict,
+    NotFound,
+    NotRetryable,
+    StaleEpoch,
+    TooManyPending,
+    Unavailable,
+)
 from wtb_core.ids import format_time
 from wtb_core.states import TERMINAL_BATCH
-from wtb_core.store import acceptance, claims, endings, log, pool, views
+from wtb_core.store import acceptance, claims, endings, log, pool, reuse, views
 from wtb_core.store.records import Claimant
 from wtb_core.store.tables import POOL_STREAM, streams
 from wtb_core.store.writer import Writer
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return make_template(tmp_path_factory.mktemp("template") / "wtb.db")
-
-
-@pytest.fixture
-def open_store(template, tmp_path):
-    opened = []
-
-    def open_store(**options):
-        opened.append(Store(template, tmp_path / "wtb.db", **options))
-        return opened[-1]
-
-    yield open_store
-    for store in opened:
-        check_store(store)
-        store.close()
-
-
-@pytest.fixture
-def store(open_store):
-    return open_store()
 
 
 @pytest.fixture
@@ -63,7 +46,7 @@ def small_chunks(monkeypatch):
 def test_a_batch_is_stored_with_all_its_executions_and_no_event(store):
     receipt = store.accept(store.make(variants=2, cases=3, repetitions=2))
 
-    assert receipt[1:] == ("pending", 12, True)
+    assert receipt[1:] == ("pending", 12, True, 0)
     view = store.view(receipt.batch_id)
     assert view["counts"] == {
         "pending": 12,
@@ -1032,6 +1015,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(acceptance, "INSERT_CHUNK", 3)
         self.patch.setattr(endings, "CANCEL_CHUNK", 2)
+        self.patch.setattr(reuse, "ADOPT_CHUNK", 2)
         path = self.directory / "wtb.db"
         for rest in self.directory.glob("wtb.db*"):
             rest.unlink()
@@ -1106,6 +1090,34 @@ class AnyOrder(RuleBasedStateMachine):
             batch_id = data.draw(st.sampled_from(ids))
             open_ = self.store.batch(batch_id).status in {"pending", "running"}
             assert self.store.cancel(batch_id) is open_
+
+    @rule(data=st.data())
+    def cancel_one(self, data):
+        ids = self.store.batch_ids()
+        if not ids:
+            return
+        row = data.draw(st.sampled_from(self.store.executions(data.draw(st.sampled_from(ids)))))
+        cancelling = self.store.batch(row.batch_id).status == "cancelling"
+        open_ = row.status in {"pending", "running"} and row.cancel_reason is None
+        changed = self.store.cancel_execution(f"{row.batch_id}-{row.number}")
+        assert changed is (open_ and not cancelling)
+
+    @rule(data=st.data())
+    def retry(self, data):
+        ids = self.store.batch_ids()
+        if not ids:
+            return
+        old = self.store.batch(data.draw(st.sampled_from(ids)))
+        ended = old.status in TERMINAL_BATCH and old.succeeded < old.total
+        try:
+            receipt = self.store.renew(old.batch_id)
+        except NotRetryable:
+            assert not ended
+        except TooManyPending as error:
+            assert error.pending + old.total - old.succeeded > 24
+        else:
+            assert ended
+            assert (receipt.executions, receipt.reused) == (old.total, old.succeeded)
 
     @rule(step_ms=st.sampled_from([0, 1, 999, 1_000, 5_000]))
     def tick(self, step_ms):

@@ -95,6 +95,7 @@ EXAMPLES = {
         "cpu_ms": 1,
         "peak_rss_bytes": 2,
         "usage": {"gpt": {"input_tokens": 1.0, "output_tokens": 2.0, "cost_usd": 0.1}},
+        "reused_from": None,
     },
     "ray_variant_execution_failed": {
         **ATTEMPT,

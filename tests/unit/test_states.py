@@ -9,12 +9,12 @@ from wtb_core.errors import IllegalTransition
 
 # Rows are states, columns inputs; a dash is refused.
 EXECUTION = """
-              claim      succeed    fail       retry      cancel
-pending       running    -          -          -          cancelled
-running       -          succeeded  failed     pending    cancelled
-succeeded     -          -          -          -          -
-failed        -          -          -          -          -
-cancelled     -          -          -          -          -
+              claim      adopt      succeed    fail       retry      cancel
+pending       running    succeeded  -          -          -          cancelled
+running       -          -          succeeded  failed     pending    cancelled
+succeeded     -          -          -          -          -          -
+failed        -          -          -          -          -          -
+cancelled     -          -          -          -          -          -
 """
 BATCH = """
               claim      cancel     exhaust    fail

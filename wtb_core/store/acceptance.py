@@ -9,6 +9,7 @@ from wtb_core.errors import Conflict, TooManyPending
 from wtb_core.matrix import Shape
 from wtb_core.store import log
 from wtb_core.store.ledger import Ledger
+from wtb_core.store import reuse
 from wtb_core.store.records import NewBatch, Receipt
 from wtb_core.store.rows import get_batch, to_json, update_batch
 from wtb_core.store.tables import batches, cases, executions, labels
@@ -22,6 +23,7 @@ def accept(ledger: Ledger, connection: Connection, batch: NewBatch) -> Receipt:
     Raises:
         Conflict: when the idempotency key belongs to another spec.
         TooManyPending: when the batch would exceed the admission limit now.
+        NotRetryable: when it tries a batch again that has not ended, or that succeeded whole.
     """
     if batch.idempotency_key is not None:
         known = connection.execute(
@@ -30,12 +32,15 @@ def accept(ledger: Ledger, connection: Connection, batch: NewBatch) -> Receipt:
         if known is not None:
             if known.spec_digest != batch.spec_digest:
                 raise Conflict(batch.idempotency_key, known.batch_id)
-            return Receipt(known.batch_id, known.status, known.total, created=False)
+            return Receipt(
+                known.batch_id, known.status, known.total, created=False, reused=known.reused
+            )
     shape = Shape(len(batch.variants), len(batch.cases), batch.spec["repetitions"])
-    _admit(ledger, connection, shape.executions)
-    _insert_batch(ledger, connection, batch, shape)
+    reused = reuse.count_reusable(connection, batch.retry_of) if batch.retry_of else 0
+    _admit(ledger, connection, shape.executions - reused)
+    _insert_batch(ledger, connection, batch, shape, reused)
     insert_executions(ledger, connection, batch.batch_id)
-    return Receipt(batch.batch_id, "pending", shape.executions, created=True)
+    return Receipt(batch.batch_id, "pending", shape.executions, created=True, reused=reused)
 
 
 def _admit(ledger: Ledger, connection: Connection, more: int) -> None:
@@ -69,7 +74,9 @@ def _retry_after_s(ledger: Ledger, connection: Connection) -> int:
     return int(min(max(wait_ms / 1000, 1), 3600))
 
 
-def _insert_batch(ledger: Ledger, connection: Connection, batch: NewBatch, shape: Shape) -> None:
+def _insert_batch(
+    ledger: Ledger, connection: Connection, batch: NewBatch, shape: Shape, reused: int
+) -> None:
     spec = batch.spec
     now = ledger.clock()
     limits = spec["limits"]
@@ -84,6 +91,7 @@ def _insert_batch(ledger: Ledger, connection: Connection, batch: NewBatch, shape
             project_version=batch.project_version,
             status="pending",
             retry_of=batch.retry_of,
+            submitted_by=batch.submitted_by,
             idempotency_key=batch.idempotency_key,
             spec_digest=batch.spec_digest,
             spec=to_json(spec),
@@ -94,6 +102,8 @@ def _insert_batch(ledger: Ledger, connection: Connection, batch: NewBatch, shape
             cases=shape.cases,
             repetitions=shape.repetitions,
             total=shape.executions,
+            reused=reused,
+            adopted=0,
             inserted=0,
             running=0,
             succeeded=0,
@@ -143,6 +153,7 @@ def insert_executions(ledger: Ledger, connection: Connection, batch_id: str) -> 
             )
         )
         case_ids = {row.case_index: row.case_id for row in found}
+        taken = reuse.find_results(connection, batch, first, last)
         connection.execute(
             insert(executions),
             [
@@ -157,6 +168,7 @@ def insert_executions(ledger: Ledger, connection: Connection, batch_id: str) -> 
                     "status": "pending",
                     "attempt": 0,
                     "ready_ms": batch.created_ms,
+                    **taken.get(number, reuse.NOTHING),
                 }
                 for number, position in ((i, shape.position(i)) for i in range(first, last))
             ],

@@ -39,6 +39,7 @@ _NEXT_EXECUTION = (
         executions.c.batch_id == bindparam("batch"),
         executions.c.status == "pending",
         executions.c.ready_ms <= bindparam("now"),
+        executions.c.reused_from.is_(None),
     )
     .order_by(executions.c.number)
     .limit(1)
@@ -81,6 +82,7 @@ def count_claimable(ledger: Ledger, connection: Connection) -> int:
                 executions.c.batch_id == batch.batch_id,
                 executions.c.status == "pending",
                 executions.c.ready_ms <= now,
+                executions.c.reused_from.is_(None),
             )
             .limit(free)
             .subquery()
@@ -152,7 +154,7 @@ def _batch_start(
         cases=batch.cases,
         repetitions=batch.repetitions,
         executions=batch.total,
-        reused=0,
+        reused=batch.reused,
         retry_of=batch.retry_of,
         limits=facts.limits.model_dump(),
         baseline=batch.baseline,

@@ -1,6 +1,7 @@
 """Ending attempts, executions and batches; each change with the events it causes."""
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, select, update
@@ -10,8 +11,8 @@ from wtb_core.attempts import Failure, Outcome
 from wtb_core.matrix import execution_id
 from wtb_core.report import overall_score
 from wtb_core.specs import Retry
-from wtb_core.states import advance_batch, advance_execution
-from wtb_core.store import acceptance, log, pool
+from wtb_core.states import TERMINAL_EXECUTION, advance_batch, advance_execution
+from wtb_core.store import acceptance, log, pool, reuse
 from wtb_core.store.ledger import Ledger
 from wtb_core.store.records import Answer, Finish
 from wtb_core.store.rows import (
@@ -87,13 +88,13 @@ def _end(ledger: Ledger, connection: Connection, attempt: Row[Any], finish: Fini
     facts = ledger.get_facts(batch)
     row = get_execution(connection, batch_id, number)
     outcome = finish.outcome
-    will_retry = _will_retry(batch, facts.retry, finish)
+    will_retry = row.cancel_reason is None and _will_retry(batch, facts.retry, finish)
     given = {"succeeded": "succeed", "failed": "fail", "cancelled": "cancel"}[outcome.status]
     status = advance_execution(row.status, "retry" if will_retry else given)
     overall = overall_score(outcome.evaluation.scores, facts.scores)
     result = _result(attempt, finish, overall, now)
     ids = name_attempt(batch_id, row, finish.attempt, finish.actor_id, finish.replica_id)
-    reason = batch.cancel_reason or "cancelled on request"
+    reason = batch.cancel_reason or row.cancel_reason or "cancelled on request"
     draft = ledger.draft(_end_payload(outcome, ids, reason, overall, will_retry=will_retry), now)
     connection.execute(
         update(attempts)
@@ -162,6 +163,53 @@ def cancel(connection: Connection, batch_id: str, reason: str, by: str) -> bool:
     return True
 
 
+def cancel_execution(ledger: Ledger, connection: Connection, text: str, reason: str) -> bool:
+    """Cancel one execution; false when it had ended or is being cancelled.
+
+    A pending one ends at once; a running one when its replica has killed it.
+
+    Raises:
+        NotFound: when there is no such execution.
+    """
+    batch_id, number = parse_execution_id(text)
+    row = get_execution(connection, batch_id, number)
+    batch = get_batch(connection, batch_id)
+    if (
+        row.status in TERMINAL_EXECUTION
+        or row.cancel_reason is not None
+        or batch.status == "cancelling"
+    ):
+        return False
+    update_execution(connection, batch_id, number, cancel_reason=reason)
+    if row.status == "running":
+        return True
+    ended = batch.succeeded + batch.failed + batch.cancelled
+    if batch.status == "pending" and ended + 1 + batch.reused == batch.total:
+        cancel(connection, batch_id, reason, "user")  # nothing is left that could start it
+    _cancel_rows(ledger, connection, batch, [row], reason)
+    return True
+
+
+def find_wanted_attempts(connection: Connection, replica_id: str) -> set[tuple[str, int]]:
+    """The replica's running attempts that are not being cancelled, alone or with their batch."""
+    rows = connection.execute(
+        select(attempts.c.batch_id, attempts.c.number, attempts.c.attempt)
+        .join(batches, batches.c.batch_id == attempts.c.batch_id)
+        .join(
+            executions,
+            (executions.c.batch_id == attempts.c.batch_id)
+            & (executions.c.number == attempts.c.number),
+        )
+        .where(
+            attempts.c.status == "running",
+            attempts.c.replica_id == replica_id,
+            batches.c.status != "cancelling",
+            executions.c.cancel_reason.is_(None),
+        )
+    )
+    return {(execution_id(row.batch_id, row.number), row.attempt) for row in rows}
+
+
 def cancel_pending(ledger: Ledger, connection: Connection, batch_id: str) -> bool:
     """End the next chunk of a cancelling batch's pending executions; true when none is left."""
     batch = get_batch(connection, batch_id)
@@ -175,30 +223,63 @@ def cancel_pending(ledger: Ledger, connection: Connection, batch_id: str) -> boo
         .order_by(executions.c.number)
         .limit(CANCEL_CHUNK)
     ).all()
+    _cancel_rows(ledger, connection, batch, rows, batch.cancel_reason)
+    return len(rows) < CANCEL_CHUNK
+
+
+def _cancel_rows(
+    ledger: Ledger,
+    connection: Connection,
+    batch: Row[Any],
+    rows: Sequence[Row[Any]],
+    reason: str,
+) -> None:
+    """End pending executions; what they would have taken over is not theirs."""
     now = ledger.clock()
     drafts: list[ev.Draft] = []
     for row in rows:
+        taken = {} if row.reused_from is None else reuse.NOTHING
         update_execution(
-            connection, batch_id, row.number, status=advance_execution(row.status, "cancel")
+            connection,
+            batch.batch_id,
+            row.number,
+            status=advance_execution(row.status, "cancel"),
+            **taken,
         )
         payload = ev.VariantCancelled(
-            **name_attempt(batch_id, row, row.attempt, "", ""),
-            reason=batch.cancel_reason,
-            duration_ms=0,
+            **name_attempt(batch.batch_id, row, row.attempt, "", ""), reason=reason, duration_ms=0
         )
         drafts.append(ledger.draft(payload, now))
     if drafts:
-        log.append(connection, batch_id, drafts)
-        update_batch(connection, batch_id, cancelled=batch.cancelled + len(drafts))
-    _settle(ledger, connection, batch_id, now)
-    return len(rows) < CANCEL_CHUNK
+        log.append(connection, batch.batch_id, drafts)
+        update_batch(connection, batch.batch_id, cancelled=batch.cancelled + len(drafts))
+    _settle(ledger, connection, batch.batch_id, now)
 
 
 def continue_batch(ledger: Ledger, connection: Connection, batch_id: str) -> bool:
     """Do the next chunk of what a batch still needs; true when nothing is left to do at once."""
-    if get_batch(connection, batch_id).status == "cancelling":
+    status = get_batch(connection, batch_id).status
+    if status == "cancelling":
         return cancel_pending(ledger, connection, batch_id)
-    return acceptance.insert_executions(ledger, connection, batch_id)
+    if not acceptance.insert_executions(ledger, connection, batch_id):
+        return False
+    return status != "running" or adopt(ledger, connection, batch_id)
+
+
+def adopt(ledger: Ledger, connection: Connection, batch_id: str) -> bool:
+    """End the next chunk of a running batch's reused executions; true when none is left."""
+    batch = get_batch(connection, batch_id)
+    drafts = reuse.adopt(ledger, connection, batch)
+    if drafts:
+        log.append(connection, batch_id, drafts)
+        update_batch(
+            connection,
+            batch_id,
+            succeeded=batch.succeeded + len(drafts),
+            adopted=batch.adopted + len(drafts),
+        )
+        _settle(ledger, connection, batch_id, ledger.clock())
+    return len(drafts) < reuse.ADOPT_CHUNK
 
 
 def find_overdue(ledger: Ledger, connection: Connection) -> list[str]:
@@ -212,11 +293,12 @@ def find_overdue(ledger: Ledger, connection: Connection) -> list[str]:
 
 
 def find_unsettled(connection: Connection) -> list[str]:
-    """Batches with executions still to make, or pending ones still to cancel."""
+    """Batches with executions still to make, to adopt or to cancel."""
     b = batches.c
     found = connection.execute(
         select(b.batch_id).where(
             ((b.status.in_(("pending", "running"))) & (b.inserted < b.total))
+            | ((b.status == "running") & (b.adopted < b.reused))
             | (b.status == "cancelling")
         )
     )
@@ -291,6 +373,7 @@ def _end_payload(
             cpu_ms=outcome.cpu_ms,
             peak_rss_bytes=outcome.peak_rss_bytes,
             usage=outcome.usage,
+            reused_from=None,
         )
     if failure is None:
         return ev.VariantCancelled(**ids, reason=cancel_reason, duration_ms=outcome.duration_ms)

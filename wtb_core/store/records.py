@@ -20,15 +20,20 @@ class NewBatch(NamedTuple):
     scores: dict[str, dict[str, Any]]
     idempotency_key: str | None = None
     retry_of: str | None = None
+    submitted_by: str | None = None
 
 
 class Receipt(NamedTuple):
-    """The answer to a submission; `created` is false when the key had been used for this spec."""
+    """The answer to a submission; `created` is false when the key had been used for this spec.
+
+    `reused` of the executions are taken over from the batch that this one tries again.
+    """
 
     batch_id: str
     status: str
     executions: int
     created: bool
+    reused: int = 0
 
 
 class Claimant(NamedTuple):

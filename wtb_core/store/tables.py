@@ -63,6 +63,7 @@ batches = Table(
     Column("project_version", String(64), nullable=False),
     Column("status", String(16), nullable=False),
     Column("retry_of", String(64)),
+    Column("submitted_by", String(128)),
     Column("idempotency_key", String(256), unique=True),
     Column("spec_digest", String(64), nullable=False),
     Column("spec", Text, nullable=False),
@@ -73,6 +74,8 @@ batches = Table(
     Column("cases", Integer, nullable=False),
     Column("repetitions", Integer, nullable=False),
     Column("total", Integer, nullable=False),
+    Column("reused", Integer, nullable=False),
+    Column("adopted", Integer, nullable=False),
     Column("inserted", Integer, nullable=False),
     Column("running", Integer, nullable=False),
     Column("succeeded", Integer, nullable=False),
@@ -90,7 +93,11 @@ batches = Table(
     Column("cancelled_by", String(256)),
     Index("batches_by_status", "status", "last_claim"),
 )
-"""`spec` is the canonical spec without its cases. `running` to `cancelled` count executions."""
+"""`spec` is the canonical spec without its cases. `running` to `cancelled` count executions.
+
+`reused` of the total succeeded in the batch that this one tries again; `adopted` of those have
+their event in this batch's stream.
+"""
 
 labels = Table(
     "labels",
@@ -123,12 +130,16 @@ executions = Table(
     Column("attempt", Integer, nullable=False),
     Column("ready_ms", BigInteger, nullable=False),
     Column("reused_from", String(96)),
+    Column("cancel_reason", Text),
     Column("result", Text),
     Column("output", Text),
     Column("output_blob", String(64)),
     Index("executions_by_status", "batch_id", "status", "number"),
 )
-"""`number` and the batch make the execution's id. `result` is the last attempt's, as JSON."""
+"""`number` and the batch make the execution's id. `result` is the last attempt's, as JSON.
+
+`cancel_reason` is set while a running execution is to be killed on its own.
+"""
 
 attempts = Table(
     "attempts",

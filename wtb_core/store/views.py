@@ -201,6 +201,8 @@ def _summary(batch: Row[Any], now_ms: int) -> dict[str, Any]:
         "project_version": batch.project_version,
         "status": batch.status,
         "retry_of": batch.retry_of,
+        "submitted_by": batch.submitted_by,
+        "labels": json.loads(batch.spec)["labels"],
         "created_at": format_time(batch.created_ms),
         "started_at": find_time(batch.started_ms),
         "finished_at": find_time(batch.finished_ms),

@@ -8,12 +8,18 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.config import (
+    AutoscalingConfig,
+    AutoscalingPolicy,
+    BackpressureConfig,
+    RequestRouterConfig,
+)
 
 from deployments import routes
 from deployments.batch_ingress import BatchIngress, Settings
 from deployments.event_collector import EventCollector
 from deployments.pool_policy import PoolLimits
+from deployments.security import resolve_tokens
 from deployments.variant_executor import VariantExecutor
 from wtb_core.data import DataDir
 
@@ -22,6 +28,7 @@ logger = logging.getLogger("ray.serve")
 SHUTDOWN_TIMEOUT_S = 120.0
 HEALTH_CHECK_S = 2.0
 DRAIN_LOOP_S = 0.2
+RETRY_AFTER_S = 1.0
 HEAD_NODE = {"node:__internal_head__": 0.001}
 
 
@@ -64,9 +71,12 @@ class AppArgs(_Args):
 
     root: str | None = None
     data_dir: str = ".wtb"
+    blob_dir: str | None = None
+    cache_dir: str | None = None
     projects: list[str] = ["examples/*/project.yaml"]
     max_pending_executions: int = Field(default=100_000, ge=1)
     max_body: int = Field(default=64 * 1024**2, ge=1024)
+    tokens: dict[str, str] = {}
     executor: ExecutorArgs = ExecutorArgs()
 
 
@@ -74,22 +84,28 @@ class HttpIngress(BatchIngress):
     """The ingress with its HTTP routes, which Serve asks for when the replica is made."""
 
     def __serve_build_asgi_app__(self) -> Any:
-        return routes.build(self, self.settings)
+        return routes.build(self, self.settings, resolve_tokens(self.settings.tokens))
 
 
 def build_app(args: AppArgs) -> Application:
     """The application for `args`; nothing is started here."""
     root = Path(args.root or os.environ.get("WTB_ROOT") or ".").resolve()
-    data = DataDir(root / args.data_dir)
+    resolve_tokens(args.tokens)  # refused here, where the message reaches who deploys
+    data = DataDir(
+        root / args.data_dir,
+        None if args.blob_dir is None else root / args.blob_dir,
+        None if args.cache_dir is None else root / args.cache_dir,
+    )
     logger.info("paths are relative to %s, data is in %s", root, data.path)
     pool = args.executor
     limits = PoolLimits(pool.slots, pool.min_replicas, pool.max_replicas, pool.max_queued)
     settings = Settings(
-        data_dir=str(data.path),
+        data=data,
         root=str(root),
         projects=args.projects,
         max_pending_executions=args.max_pending_executions,
         max_body_bytes=args.max_body,
+        tokens=args.tokens,
     )
     data.create()
     router = RequestRouterConfig.model_validate({"initial_backoff_s": 0.01, "max_backoff_s": 0.1})
@@ -128,13 +144,14 @@ def build_app(args: AppArgs) -> Application:
         ray_actor_options={"num_cpus": pool.num_cpus},
         graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT_S,
         **shared,
-    ).bind(collector, str(data.path))
+    ).bind(collector, data)
     ingress = deployment(
         serve.ingress()(HttpIngress),
         name="BatchIngress",
         num_replicas=1,
         max_ongoing_requests=500,
         max_queued_requests=200,
+        backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
         ray_actor_options={"num_cpus": 0.1},
         graceful_shutdown_timeout_s=10.0,
         **shared,

@@ -18,35 +18,48 @@ from deployments.dispatcher import Dispatcher, quieten_rejections
 from deployments.pool_policy import PoolLimits, PoolWatcher
 from deployments.sse import EventStreams
 from wtb_core.data import DataDir
-from wtb_core.errors import InvalidRequest, WtbError
+from wtb_core.errors import InvalidRequest, NotFound, WtbError
 from wtb_core.files.blobs import BlobStore
+from wtb_core.parameters import (
+    EXECUTION_STATES,
+    LOG_STREAMS,
+    MAX_LIMIT,
+    PROJECT_VERSIONS,
+    check_choice,
+    check_limit,
+    cut_page,
+    make_batch_filter,
+    make_page,
+    parse_cursor,
+)
 from wtb_core.projects import ProjectVersions, Registry
 from wtb_core.report import BatchFold
 from wtb_core.sandbox.supervisor import describe
-from wtb_core.store.records import Receipt
+from wtb_core.store.records import NewBatch, Receipt
 from wtb_core.store.rows import parse_execution_id
-from wtb_core.store.views import ExecutionFilter, load_output
-from wtb_core.submission import prepare
+from wtb_core.store.views import ExecutionFilter, load_log, load_output, pick_attempt
+from wtb_core.submission import check_key, expand, prepare, renew
 
 logger = logging.getLogger("ray.serve")
 
-MAX_LIMIT = 1_000
 MAX_WAIT_MS = 5_000
 MAX_PAGE_OUTPUT_BYTES = 16 * 1024**2
 KEPT_FOLDS = 32
 EXECUTOR = "VariantExecutor"
-_BATCH_STATES = ("pending", "running", "cancelling", "completed", "failed", "cancelled")
-_EXECUTION_STATES = ("pending", "running", "succeeded", "failed", "cancelled")
 
 
 class Settings(NamedTuple):
-    """What the ingress is configured with; paths are absolute, globs relative to `root`."""
+    """What the ingress is configured with; paths are absolute, globs relative to `root`.
 
-    data_dir: str
+    `tokens` are references by user, never the tokens themselves.
+    """
+
+    data: DataDir
     root: str
     projects: list[str]
     max_pending_executions: int
     max_body_bytes: int
+    tokens: dict[str, str]
 
 
 def links(batch_id: str) -> dict[str, str]:
@@ -58,6 +71,7 @@ def links(batch_id: str) -> dict[str, str]:
         "executions": f"{base}/executions",
         "comparison": f"{base}/comparison",
         "cancel": f"{base}/cancel",
+        "retry": f"{base}/retry",
     }
 
 
@@ -71,7 +85,7 @@ class BatchIngress:
         settings: Settings,
         limits: PoolLimits,
     ) -> None:
-        data = DataDir(Path(settings.data_dir)).create()
+        data = settings.data.create_on_node()
         self.settings = settings
         self._limits = limits
         self._collector = collector
@@ -95,32 +109,66 @@ class BatchIngress:
     # -- handle methods ------------------------------------------------------------------------
 
     async def submit_batch(
-        self, spec: dict[str, Any], idempotency_key: str | None = None
+        self,
+        spec: dict[str, Any],
+        idempotency_key: str | None = None,
+        dry_run: bool = False,  # noqa: FBT001, FBT002 - handles pass positions
+        submitted_by: str | None = None,
     ) -> dict[str, Any]:
-        """Check and store a batch.
+        """Check and store a batch; with `dry_run` only say what it would run.
 
         Returns:
-            `{batch_id, status, executions, links, created}`.
+            `{batch_id, status, executions, links, created}`, or for a dry run `{dry_run, project,
+            project_version, executions, cases, repetitions, evaluators, baseline, variants, spec}`.
 
         Raises:
             InvalidSpec: with all problems; nothing was stored.
             Conflict: when the key belongs to another spec.
             TooManyPending: when the admission limit is reached.
         """
+        admission = self.settings.max_pending_executions
+        if dry_run:
+            return await expand(spec, self._registry, admission=admission)
         batch = await prepare(
             spec,
             self._registry,
-            admission=self.settings.max_pending_executions,
+            admission=admission,
             idempotency_key=idempotency_key,
+            submitted_by=submitted_by,
         )
+        return _describe_receipt(await call(self._collector, "accept", batch))
+
+    async def retry_batch(
+        self,
+        batch_id: str,
+        project_version: str = "same",
+        idempotency_key: str | None = None,
+        submitted_by: str | None = None,
+    ) -> dict[str, Any]:
+        """Make a batch that takes over what succeeded in an ended one and runs the rest.
+
+        `project_version` is `same` or `latest`.
+
+        Returns:
+            `{batch_id, status, executions, links, created, reused, retry_of}`.
+
+        Raises:
+            NotFound: when there is no such batch.
+            NotRetryable: when it has not ended, or everything in it succeeded.
+            InvalidSpec: when the latest version has lost what the spec names.
+            Conflict, TooManyPending: as for `submit_batch`.
+        """
+        check_choice("project_version", project_version, PROJECT_VERSIONS)
+        if idempotency_key is not None:
+            check_key(idempotency_key)
+        batch: NewBatch = await call(
+            self._collector, "renew", batch_id, idempotency_key, submitted_by
+        )
+        if project_version == "latest":
+            admission = self.settings.max_pending_executions
+            batch = await renew(batch, self._registry, admission=admission)
         receipt: Receipt = await call(self._collector, "accept", batch)
-        return {
-            "batch_id": receipt.batch_id,
-            "status": receipt.status,
-            "executions": receipt.executions,
-            "created": receipt.created,
-            "links": links(receipt.batch_id),
-        }
+        return _describe_receipt(receipt) | {"reused": receipt.reused, "retry_of": batch_id}
 
     async def get_batch(self, batch_id: str) -> dict[str, Any]:
         """One batch as `GET /v1/batches/{id}` answers it."""
@@ -135,24 +183,16 @@ class BatchIngress:
         cursor: str | None = None,
     ) -> dict[str, Any]:
         """Batches, newest first: `{items, next_cursor}`. `label` is `key=value`."""
-        _check_limit(limit)
-        _check_choice("status", status, _BATCH_STATES)
-        pair = None
-        if label is not None:
-            key, separator, value = label.partition("=")
-            if not separator:
-                raise InvalidRequest("label", "give `key=value`")
-            pair = (key, value)
-        filters = {"status": status, "project": project, "label": pair}
-        after = _parse_cursor(cursor)
-        items, more = await call(self._collector, "list_batches", after, limit, filters)
-        return {"items": items, "next_cursor": None if more is None else str(more)}
+        check_limit(limit)
+        wanted = make_batch_filter(status, project, label)
+        after = parse_cursor(cursor)
+        return make_page(*await call(self._collector, "list_batches", after, limit, wanted))
 
     async def read_events(
         self, batch_id: str, after: int = 0, limit: int = 100, wait_ms: int = 0
     ) -> dict[str, Any]:
         """A page of events: `{items, next_after, ended}`."""
-        _check_limit(limit)
+        check_limit(limit)
         if after < 0:
             raise InvalidRequest("after", "give a `seq` of at least 0")
         if not 0 <= wait_ms <= MAX_WAIT_MS:
@@ -181,11 +221,11 @@ class BatchIngress:
 
         With `include="output"` a page ends early when its outputs grow large.
         """
-        _check_limit(limit)
-        _check_choice("status", status, _EXECUTION_STATES)
-        _check_choice("include", include, ("output",))
+        check_limit(limit)
+        check_choice("status", status, EXECUTION_STATES)
+        check_choice("include", include, ("output",))
         wanted = ExecutionFilter(status, variant, case_id)
-        after = _parse_cursor(cursor)
+        after = parse_cursor(cursor)
         items, more = await call(
             self._collector,
             "list_executions",
@@ -196,13 +236,55 @@ class BatchIngress:
         )
         if include == "output":
             items, more = await self._include_outputs(batch_id, items, more)
-        return {"items": items, "next_cursor": None if more is None else str(more)}
+        return make_page(items, more)
 
     async def get_execution(self, execution_id: str) -> dict[str, Any]:
         """One execution with its output and its attempts."""
         item = await call(self._collector, "get_execution", execution_id)
         with_output, _ = await self._include_outputs(item["batch_id"], [item], None)
         return with_output[0]
+
+    async def get_output(self, execution_id: str) -> Any:
+        """The output of an execution, a JSON value.
+
+        Raises:
+            NotFound: when there is no such execution, or it has no output.
+        """
+        item = await self.get_execution(execution_id)
+        if item["output_bytes"] is None:
+            raise NotFound("output of execution", execution_id)
+        return item["output"]
+
+    async def list_attempts(
+        self, execution_id: str, limit: int = 100, cursor: str | None = None
+    ) -> dict[str, Any]:
+        """An execution's own attempts, oldest first: `{items, next_cursor}`."""
+        item = await call(self._collector, "get_execution", execution_id)
+        return cut_page(item["attempts"], limit, cursor)
+
+    async def list_nodes(
+        self,
+        execution_id: str,
+        attempt: int | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> dict[str, Any]:
+        """The node runs of an attempt, the latest that ended unless one is named.
+
+        Returns:
+            `{attempt, items: [{name, superstep, start_ms, end_ms, error}], next_cursor}`.
+        """
+        item = await call(self._collector, "get_origin", execution_id)
+        found = pick_attempt(item, attempt)
+        return {"attempt": found["attempt"], **cut_page(found["nodes"], limit, cursor)}
+
+    async def read_log(
+        self, execution_id: str, stream: str, attempt: int | None = None
+    ) -> dict[str, Any]:
+        """What an attempt wrote to `stdout` or `stderr`: `{attempt, stream, text, truncated}`."""
+        check_choice("stream", stream, LOG_STREAMS)
+        item = await call(self._collector, "get_origin", execution_id)
+        return await asyncio.to_thread(load_log, pick_attempt(item, attempt), stream, self._blobs)
 
     async def get_comparison(self, batch_id: str) -> dict[str, Any]:
         """Per variant: n, succeeded, failed by kind, each score's mean and n."""
@@ -224,10 +306,28 @@ class BatchIngress:
         """Stop a batch: `{batch_id, status, changed}`."""
         return await call(self._collector, "cancel_batch", batch_id, reason, "user")
 
-    async def list_projects(self) -> dict[str, Any]:
-        """The projects with what they offer and their problems: `{items}`."""
+    async def cancel_execution(
+        self, execution_id: str, reason: str = "cancelled on request"
+    ) -> dict[str, Any]:
+        """Stop one execution: `{execution_id, status, changed}`."""
+        return await call(self._collector, "cancel_execution", execution_id, reason)
+
+    async def list_projects(self, limit: int = 100, cursor: str | None = None) -> dict[str, Any]:
+        """The projects with what they offer and their problems: `{items, next_cursor}`."""
         await self._registry.refresh()
-        return {"items": self._registry.summaries()}
+        return cut_page(self._registry.summaries(), limit, cursor)
+
+    async def get_project(self, name: str) -> dict[str, Any]:
+        """One project with what it offers and its problems.
+
+        Raises:
+            NotFound: when there is no such project.
+        """
+        await self._registry.refresh()
+        for item in self._registry.summaries():
+            if item["name"] == name:
+                return item
+        raise NotFound("project", name)
 
     async def get_pool(self) -> dict[str, Any]:
         """Replicas, slots and queues."""
@@ -246,7 +346,7 @@ class BatchIngress:
         self, after: int = 0, limit: int = 100, wait_ms: int = 0
     ) -> dict[str, Any]:
         """A page of the stream `pool`: `{items, next_after, ended}`."""
-        _check_limit(limit)
+        check_limit(limit)
         items = await call(self._collector, "read_pool_events", after, limit, wait_ms)
         next_after = items[-1]["seq"] if items else after
         return {"items": items, "next_after": next_after, "ended": False}
@@ -313,19 +413,11 @@ class BatchIngress:
             logger.exception("the projects could not be read; the next submission tries again")
 
 
-def _check_limit(limit: int) -> None:
-    if not 1 <= limit <= MAX_LIMIT:
-        raise InvalidRequest("limit", f"give 1 to {MAX_LIMIT}")
-
-
-def _check_choice(parameter: str, value: str | None, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        raise InvalidRequest(parameter, f"give one of {', '.join(choices)}")
-
-
-def _parse_cursor(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 15:
-        raise InvalidRequest("cursor", "give a `next_cursor` of an earlier page")
-    return int(cursor)
+def _describe_receipt(receipt: Receipt) -> dict[str, Any]:
+    return {
+        "batch_id": receipt.batch_id,
+        "status": receipt.status,
+        "executions": receipt.executions,
+        "created": receipt.created,
+        "links": links(receipt.batch_id),
+    }

@@ -19,6 +19,7 @@ from wtb_core import events as ev
 from wtb_core.attempts import Assignment
 from wtb_core.errors import StaleEpoch
 from wtb_core.ids import new_batch_id, now_ms
+from wtb_core.parameters import BatchFilter
 from wtb_core.store import acceptance, claims, endings, log, pool, reuse, views
 from wtb_core.store.database import migrate, open_engine
 from wtb_core.store.ledger import Ledger
@@ -97,11 +98,11 @@ class EventCollector:
         return await self._read(lambda c: views.read_batch(c, batch_id, now_ms()))
 
     async def list_batches(
-        self, after: int | None, limit: int, filters: dict[str, Any]
+        self, after: int | None, limit: int, wanted: BatchFilter
     ) -> tuple[list[dict[str, Any]], int | None]:
         """See `views.read_batches`."""
         return await self._read(
-            lambda c: views.read_batches(c, now_ms(), after=after, limit=limit, **filters)
+            lambda c: views.read_batches(c, now_ms(), wanted, after=after, limit=limit)
         )
 
     async def list_executions(
@@ -115,6 +116,10 @@ class EventCollector:
     async def get_execution(self, text: str) -> dict[str, Any]:
         """See `views.read_execution`."""
         return await self._read(lambda c: views.read_execution(c, text))
+
+    async def get_origin(self, text: str) -> dict[str, Any]:
+        """See `views.read_origin`."""
+        return await self._read(lambda c: views.read_origin(c, text))
 
     async def get_outputs(
         self, batch_id: str, numbers: list[int]

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -61,10 +60,10 @@ class VariantExecutor:
     def __init__(
         self,
         collector: Handle,
-        data_dir: str,
+        data: DataDir,
         identify: Callable[[], Identity] = find_identity,
     ) -> None:
-        data = DataDir(Path(data_dir)).create()
+        data.create_on_node()
         self._collector = collector
         self._identity = identify()
         self._blobs = BlobStore(data.blobs)

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from wtb_core.specs import Case, FailureKind, Limits, Variant, Workspace
 
+MAX_LOG_BYTES = 10 * 1024**2
+"""How much of each of an attempt's output streams is kept: its beginning."""
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)

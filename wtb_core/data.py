@@ -7,9 +7,15 @@ from wtb_core.store.database import sqlite_url
 
 
 class DataDir(NamedTuple):
-    """A data directory. Only `store_url` and `blobs` are shared between nodes."""
+    """A data directory, whose blobs and cache may lie elsewhere.
+
+    The store is the collector's. The blobs are shared by all nodes. The cache is a node's own: it
+    can be remade from blobs, apart from the checkpoints of attempts that run there.
+    """
 
     path: Path
+    blob_dir: Path | None = None
+    cache_dir: Path | None = None
 
     @property
     def store_url(self) -> str:
@@ -19,25 +25,35 @@ class DataDir(NamedTuple):
     @property
     def blobs(self) -> Path:
         """Files by content."""
-        return self.path / "blobs"
+        return self.blob_dir or self.path / "blobs"
+
+    @property
+    def cache(self) -> Path:
+        """What is private to a node."""
+        return self.cache_dir or self.path
 
     @property
     def bases(self) -> Path:
         """Project versions materialised on this node."""
-        return self.path / "bases"
+        return self.cache / "bases"
 
     @property
     def runs(self) -> Path:
         """Attempts' directories on this node."""
-        return self.path / "runs"
+        return self.cache / "runs"
 
     @property
     def checkpoints(self) -> Path:
         """The checkpoints of attempts on this node."""
-        return self.path / "checkpoints.db"
+        return self.cache / "checkpoints.db"
 
     def create(self) -> "DataDir":
-        """Make the directories, private to this user."""
-        for directory in (self.path, self.blobs, self.bases, self.runs):
+        """Make all directories, private to this user."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self.create_on_node()
+
+    def create_on_node(self) -> "DataDir":
+        """Make what a node without the store needs."""
+        for directory in (self.blobs, self.bases, self.runs):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from wtb_core.attempts import Assignment, Evaluation, Failure, Outcome
+from wtb_core.attempts import MAX_LOG_BYTES, Assignment, Evaluation, Failure, Outcome
 from wtb_core.checkpoint_store import CheckpointSession, CheckpointStore, Scope
 from wtb_core.errors import FenceError, WtbError
 from wtb_core.files.blobs import BlobStore
@@ -27,7 +27,6 @@ from wtb_core.sandbox.setup import ProjectSetup
 from wtb_core.sandbox.supervisor import Supervisor, describe_status, read_tail
 from wtb_core.sandbox.wire import Frame
 
-MAX_LOG_BYTES = 10 * 1024**2
 MAX_ZYGOTES = 8
 
 ISOLATION: dict[str, Any] = {

@@ -4,6 +4,8 @@ A fold keeps sums only, so its size is that of the variants, never that of the b
 event again changes nothing, because events are numbered: what is not the next `seq` is skipped.
 """
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -244,6 +246,24 @@ def render_markdown(comparison: Mapping[str, Any]) -> str:
         cells.append(format_mean(row["overall_score"]))
         lines.append(_markdown_row(cells))
     return "\n".join(lines) + "\n"
+
+
+def render_csv(comparison: Mapping[str, Any]) -> str:
+    """A comparison as CSV: one row a variant, for each metric its mean and its n."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    metrics = comparison["metrics"]
+    heads = [head for metric in metrics for head in (metric, f"{metric}.n")]
+    writer.writerow(
+        ["variant", "n", "succeeded", "failed", "cancelled", *heads, "overall_score", "overall.n"]
+    )
+    for row in comparison["variants"]:
+        scores = [v for m in metrics for v in (row["scores"][m]["mean"], row["scores"][m]["n"])]
+        overall = row["overall_score"]
+        failed = sum(row["failed"].values())
+        counts = [row["variant"], row["n"], row["succeeded"], failed, row["cancelled"]]
+        writer.writerow([*counts, *scores, overall["mean"], overall["n"]])
+    return out.getvalue()
 
 
 def _markdown_row(cells: list[str]) -> str:

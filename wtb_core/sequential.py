@@ -12,25 +12,36 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from sqlalchemy import Connection
+
 from wtb_core.attempts import Assignment
 from wtb_core.checkpoint_store import CheckpointStore
 from wtb_core.data import DataDir
 from wtb_core.engine import Engine
 from wtb_core.errors import Unavailable
 from wtb_core.files.blobs import BlobStore
-from wtb_core.ids import new_event_id, now_ms
+from wtb_core.ids import new_batch_id, new_event_id, now_ms
+from wtb_core.parameters import (
+    LOG_STREAMS,
+    PROJECT_VERSIONS,
+    check_choice,
+    check_limit,
+    make_batch_filter,
+    make_page,
+    parse_cursor,
+)
 from wtb_core.projects import ProjectVersions, Registry
 from wtb_core.report import BatchFold
 from wtb_core.sandbox.supervisor import describe
 from wtb_core.states import TERMINAL_BATCH
-from wtb_core.store import acceptance, claims, endings, views
+from wtb_core.store import acceptance, claims, endings, reuse, views
 from wtb_core.store.database import migrate, open_engine
 from wtb_core.store.ledger import Ledger
 from wtb_core.store.records import Claimant, Finish, Receipt
-from wtb_core.store.rows import get_batch
+from wtb_core.store.rows import get_batch, parse_execution_id
 from wtb_core.store.views import ExecutionFilter
 from wtb_core.store.writer import Writer
-from wtb_core.submission import prepare
+from wtb_core.submission import check_key, expand, prepare, renew
 
 LOCAL = "local"
 MAX_EXECUTIONS = 100_000
@@ -67,6 +78,10 @@ class BatchTestRunner:
         )
         return await self._writer.write(lambda c: acceptance.accept(self._ledger, c, batch))
 
+    async def expand(self, spec: object) -> dict[str, Any]:
+        """What submitting would make; see `submission.expand`."""
+        return await expand(spec, self._registry, admission=MAX_EXECUTIONS)
+
     async def run(self, batch_id: str) -> None:
         """Run a batch to its end."""
         await self._writer.write(
@@ -89,6 +104,25 @@ class BatchTestRunner:
         """Stop a batch; false when it had ended."""
         return await self._writer.write(lambda c: endings.cancel(c, batch_id, reason, "user"))
 
+    async def retry(
+        self, batch_id: str, project_version: str = "same", idempotency_key: str | None = None
+    ) -> Receipt:
+        """Make the batch that tries another one again; see `reuse.renew` for what it raises."""
+        check_choice("project_version", project_version, PROJECT_VERSIONS)
+        if idempotency_key is not None:
+            check_key(idempotency_key)
+        with self._reading() as connection:
+            batch = reuse.renew(connection, batch_id, new_batch_id(), idempotency_key, None)
+        if project_version == "latest":
+            batch = await renew(batch, self._registry, admission=MAX_EXECUTIONS)
+        return await self._writer.write(lambda c: acceptance.accept(self._ledger, c, batch))
+
+    async def cancel_execution(self, execution_id: str, reason: str) -> bool:
+        """Stop one execution; false when it had ended."""
+        return await self._writer.write(
+            lambda c: endings.cancel_execution(self._ledger, c, execution_id, reason)
+        )
+
     async def projects(self) -> list[dict[str, Any]]:
         """The projects with what they offer and their problems."""
         await self._registry.refresh()
@@ -106,8 +140,41 @@ class BatchTestRunner:
 
     def read_batch(self, batch_id: str) -> dict[str, Any]:
         """See `views.read_batch`."""
-        with self._engine.connect().execution_options(read_only=True) as connection:
+        with self._reading() as connection:
             return views.read_batch(connection, batch_id, now_ms())
+
+    def read_batches(
+        self,
+        status: str | None = None,
+        project: str | None = None,
+        label: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> dict[str, Any]:
+        """A page of batches, newest first: `{items, next_cursor}`. `label` is `key=value`."""
+        check_limit(limit)
+        wanted = make_batch_filter(status, project, label)
+        after = parse_cursor(cursor)
+        with self._reading() as connection:
+            items, more = views.read_batches(connection, now_ms(), wanted, after=after, limit=limit)
+        return make_page(items, more)
+
+    def read_execution(self, execution_id: str) -> dict[str, Any]:
+        """One execution with its output and its attempts; see `views.read_execution`."""
+        with self._reading() as connection:
+            item = views.read_execution(connection, execution_id)
+            batch_id, number = parse_execution_id(execution_id)
+            outputs = views.read_outputs(connection, batch_id, [number])
+        return {**item, "output": views.load_output(outputs[number], self._blobs)}
+
+    def read_log(
+        self, execution_id: str, stream: str, attempt: int | None = None
+    ) -> dict[str, Any]:
+        """What an attempt wrote; see `views.load_log`. A reused execution has its origin's."""
+        check_choice("stream", stream, LOG_STREAMS)
+        with self._reading() as connection:
+            item = views.read_origin(connection, execution_id)
+        return views.load_log(views.pick_attempt(item, attempt), stream, self._blobs)
 
     def follow(
         self, batch_id: str, after: int, check: Callable[[], None] = lambda: None
@@ -117,7 +184,7 @@ class BatchTestRunner:
         `check` is called before each wait.
         """
         while True:
-            with self._engine.connect().execution_options(read_only=True) as connection:
+            with self._reading() as connection:
                 page, ended = views.read_events(connection, batch_id, after, PAGE)
             yield from page.items
             if ended:
@@ -133,7 +200,7 @@ class BatchTestRunner:
         """A batch's executions in order, with their outputs."""
         after: int | None = -1
         while after is not None:
-            with self._engine.connect().execution_options(read_only=True) as connection:
+            with self._reading() as connection:
                 items, more = views.read_executions(
                     connection, batch_id, ExecutionFilter(), after=after, limit=PAGE
                 )
@@ -146,7 +213,7 @@ class BatchTestRunner:
     def read_comparison(self, batch_id: str) -> dict[str, Any]:
         """The comparison as far as the events go."""
         fold = BatchFold()
-        with self._engine.connect().execution_options(read_only=True) as connection:
+        with self._reading() as connection:
             get_batch(connection, batch_id)
             while page := views.read_events(connection, batch_id, fold.seq, PAGE)[0].items:
                 for event in page:
@@ -155,9 +222,12 @@ class BatchTestRunner:
 
     # -- inside --------------------------------------------------------------------------------
 
+    def _reading(self) -> Connection:
+        return self._engine.connect().execution_options(read_only=True)
+
     async def _continue(self, batch_id: str) -> None:
         """Deadlines, and the chunks of what is too large for one transaction."""
-        with self._engine.connect().execution_options(read_only=True) as connection:
+        with self._reading() as connection:
             overdue = batch_id in endings.find_overdue(self._ledger, connection)
             unsettled = batch_id in endings.find_unsettled(connection)
         if overdue:
@@ -189,9 +259,11 @@ class BatchTestRunner:
         while True:
             await asyncio.sleep(CANCEL_LOOK_S)
             await self._continue(assignment.batch_id)
-            with self._engine.connect().execution_options(read_only=True) as connection:
-                status = get_batch(connection, assignment.batch_id).status
-            if status == "cancelling":
+            with self._reading() as connection:
+                wanted = (assignment.execution_id, assignment.attempt) in (
+                    endings.find_wanted_attempts(connection, LOCAL)
+                )
+            if not wanted:
                 await self._runner.cancel(assignment.execution_id, "cancelled on request")
                 return
 

@@ -12,6 +12,7 @@ from wtb_core.ids import new_batch_id
 from wtb_core.projects import Project, Registry
 from wtb_core.specs import BatchSpec, Variant
 from wtb_core.store.records import NewBatch
+from wtb_core.store.reuse import make_digest
 
 MAX_KEY_CHARS = 255
 
@@ -26,7 +27,7 @@ async def prepare(
         InvalidRequest: when the idempotency key is unusable.
     """
     if idempotency_key is not None:
-        _check_key(idempotency_key)
+        check_key(idempotency_key)
     problems = specs.find_problems(raw)
     name: object = raw.get("project") if isinstance(raw, Mapping) else None
     project, found = await _find_project(name, registry)
@@ -43,6 +44,23 @@ async def prepare(
     if problems:
         raise InvalidSpec(problems)
     return _make(spec, project, idempotency_key)
+
+
+async def renew(batch: NewBatch, registry: Registry, *, admission: int) -> NewBatch:
+    """`batch`, which tries another one again, for the newest version of its project.
+
+    Raises:
+        InvalidSpec: when the project has lost what the spec names.
+    """
+    assert batch.retry_of is not None
+    fresh = await prepare({**batch.spec, "cases": batch.cases}, registry, admission=admission)
+    return fresh._replace(
+        batch_id=batch.batch_id,
+        spec_digest=make_digest(batch.retry_of, fresh.project_version),
+        idempotency_key=batch.idempotency_key,
+        retry_of=batch.retry_of,
+        submitted_by=batch.submitted_by,
+    )
 
 
 def find_unknown_names(raw: Mapping[str, Any], project: Project) -> list[Problem]:
@@ -175,7 +193,12 @@ def _make(spec: BatchSpec, project: Project, idempotency_key: str | None) -> New
     )
 
 
-def _check_key(key: str) -> None:
+def check_key(key: str) -> None:
+    """Refuse an idempotency key that cannot be one.
+
+    Raises:
+        InvalidRequest: says what a key may be.
+    """
     if not 0 < len(key) <= MAX_KEY_CHARS or not key.isprintable():
         raise InvalidRequest(
             "Idempotency-Key", f"use 1 to {MAX_KEY_CHARS} printable characters, such as a UUID"

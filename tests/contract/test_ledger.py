@@ -27,6 +27,7 @@ from wtb_core.errors import (
     Unavailable,
 )
 from wtb_core.ids import format_time
+from wtb_core.parameters import BatchFilter
 from wtb_core.states import TERMINAL_BATCH
 from wtb_core.store import acceptance, claims, endings, log, pool, reuse, views
 from wtb_core.store.records import Claimant
@@ -814,7 +815,9 @@ def test_batches_are_listed_newest_first_and_filtered(store):
 
     def listed(after=None, limit=10, **filters):
         items, more = store.read(
-            lambda c: views.read_batches(c, store.now, after=after, limit=limit, **filters)
+            lambda c: views.read_batches(
+                c, store.now, BatchFilter(**filters), after=after, limit=limit
+            )
         )
         return [item["batch_id"] for item in items], more
 

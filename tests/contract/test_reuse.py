@@ -4,7 +4,6 @@ import pytest
 from store_bench import fail, succeed
 
 from wtb_core.errors import Conflict, NotFound, NotRetryable
-from wtb_core.report import BatchFold
 from wtb_core.store import endings, reuse
 
 

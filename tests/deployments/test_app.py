@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
 
-from deployments.app import AppArgs, build_app
+from deployments.app import AppArgs, ExecutorArgs, build_app
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -59,3 +60,47 @@ def test_the_executors_limits_are_serves_own(tmp_path: Path) -> None:
     scaling = executor._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (1, 5)
     assert scaling.get_target_ongoing_requests() == 3
+
+
+def read_args(path: str) -> dict:
+    config = ServeDeploySchema.model_validate(yaml.safe_load((ROOT / path).read_text()))
+    (application,) = config.applications
+    assert application.import_path == "deployments.app:build_app"
+    return application.args
+
+
+@pytest.mark.parametrize("path", ["serve_config.yaml", "configs/cluster.yaml"])
+def test_a_config_of_the_repository_is_one_that_serve_and_the_application_take(path):
+    AppArgs.model_validate(read_args(path))
+
+
+def test_the_cluster_config_has_every_argument():
+    args = read_args("configs/cluster.yaml")
+
+    assert args.keys() == AppArgs.model_fields.keys()
+    assert args["executor"].keys() == ExecutorArgs.model_fields.keys()
+
+
+def test_a_cluster_keeps_store_blobs_and_cache_apart(monkeypatch, tmp_path):
+    monkeypatch.setenv("WTB_TOKEN_ALICE", "a" * 20)
+    monkeypatch.setenv("WTB_TOKEN_NIGHTLY", "n" * 20)
+    places = {
+        "root": str(tmp_path / "head"),
+        "blob_dir": str(tmp_path / "shared" / "blobs"),
+        "cache_dir": str(tmp_path / "node"),
+    }
+
+    build_app(AppArgs.model_validate(read_args("configs/cluster.yaml") | places))
+
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert made == {
+        *("head", "head/data", "shared", "shared/blobs"),
+        *("node", "node/bases", "node/runs"),
+    }
+
+
+def test_a_token_that_is_not_set_is_refused_before_anything_is_deployed(tmp_path):
+    args = {"root": str(tmp_path), "tokens": {"alice": "env:WTB_TOKEN_OF_NOBODY"}}
+
+    with pytest.raises(ValueError, match="WTB_TOKEN_OF_NOBODY is not set"):
+        build_app(AppArgs.model_validate(args))

@@ -1,5 +1,6 @@
 """One Ray and one application for all tests of real deployments."""
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ def wait_until(condition, timeout_s: float = 60.0) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
+    os.environ["WTB_TOKEN_ALICE"] = TOKEN  # Ray's workers inherit it
     context = ray.init(
         address="local", include_dashboard=False, num_cpus=8, log_to_driver=False, namespace="tests"
     )
@@ -71,6 +73,29 @@ def service(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
     yield Service(url, handle, data_dir, ray_cluster)
     serve.delete("wtb")
+
+
+TOKEN = "a-token-for-the-tests"
+
+
+@pytest.fixture(scope="session")
+def secured_url(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A second application, behind the prefix `/secured`, that wants a token."""
+    args = AppArgs.model_validate(
+        {
+            "root": str(PROJECTS),
+            "data_dir": str(tmp_path_factory.mktemp("secured")),
+            "projects": ["failing/project.yaml"],
+            "max_pending_executions": 1_000,
+            "tokens": {"alice": "env:WTB_TOKEN_ALICE"},
+            "executor": {"max_replicas": 1, "num_cpus": 0.1},
+        }
+    )
+    serve.run(build_app(args), name="secured", route_prefix="/secured")
+    url = f"{service.url}/secured"
+    wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+    yield url
+    serve.delete("secured")
 
 
 @pytest.fixture

@@ -154,6 +154,95 @@ def test_a_running_batch_is_cancelled_and_a_second_cancel_changes_nothing(servic
     assert (again.status_code, again.json()["changed"]) == (200, False)
 
 
+def test_a_retry_runs_only_what_did_not_succeed(service, bench) -> None:
+    spec = SPEC | {
+        "cases": [{"id": "fine", "input": {"do": "fine"}}, {"id": "x", "input": {"do": "raise"}}]
+    }
+    first = bench.run_batch(spec)
+    answer = http.post(f"{service.url}/v1/batches/{first.batch_id}/retry")
+    assert answer.status_code == 202, answer.text
+    receipt = answer.json()
+    assert (receipt["executions"], receipt["reused"]) == (2, 1)
+    events = list(bench.events(receipt["batch_id"]))
+    assert events[0]["payload"]["retry_of"] == first.batch_id
+    again = bench.read(receipt["batch_id"])
+    assert again.batch["counts"] == first.batch["counts"]
+    fine, x = again.executions
+    assert fine["reused_from"] == first.executions[0]["execution_id"]
+    assert fine["output"] == first.executions[0]["output"]
+    assert (x["reused_from"], x["attempt"]) == (None, 1)
+    base = f"{service.url}/v1/executions/{fine['execution_id']}"
+    assert http.get(f"{base}/attempts").json() == {"items": [], "next_cursor": None}
+    assert http.get(f"{base}/nodes").json()["items"]
+
+
+def test_a_batch_that_cannot_be_retried_says_why(service, bench) -> None:
+    done = bench.run_batch(SPEC)
+    answer = http.post(f"{service.url}/v1/batches/{done.batch_id}/retry")
+    assert answer.status_code == 409
+    assert "all of its 1 executions succeeded" in answer.json()["detail"]
+
+
+def test_one_execution_is_cancelled_and_the_others_go_on(service, bench) -> None:
+    spec = SPEC | {
+        "cases": [{"id": "slow", "input": {"do": "slow"}}, {"id": "fine", "input": {"do": "fine"}}]
+    }
+    batch_id = bench.submit(spec)
+    events = bench.events(batch_id)
+    slow = next(
+        event["payload"]["execution_id"]
+        for event in events
+        if event["type"] == "ray_variant_execution_started"
+        and event["payload"]["case_id"] == "slow"
+    )
+    url = f"{service.url}/v1/executions/{slow}/cancel"
+    answer = http.post(url, json={"reason": "too slow"})
+    assert (answer.status_code, answer.json()["changed"]) == (202, True)
+    ended = {e["payload"]["execution_id"]: e for e in events if "execution_c" in e["type"]}
+    assert ended[slow]["payload"]["reason"] == "too slow"
+    batch = bench.batch(batch_id)
+    assert (batch["status"], batch["counts"]["succeeded"]) == ("completed", 1)
+    assert http.post(url).json() == {
+        "execution_id": slow,
+        "status": "cancelled",
+        "changed": False,
+    }
+
+
+def test_the_parts_of_an_execution_are_served(service, bench) -> None:
+    done = bench.run_batch(SPEC)
+    base = f"{service.url}/v1/executions/{done.executions[0]['execution_id']}"
+    assert http.get(f"{base}/output").json() == done.executions[0]["output"]
+    attempts = http.get(f"{base}/attempts").json()["items"]
+    assert [attempt["status"] for attempt in attempts] == ["succeeded"]
+    nodes = http.get(f"{base}/nodes", params={"attempt": 1}).json()
+    assert nodes["attempt"] == 1
+    assert [node["superstep"] for node in nodes["items"]] == [1]
+    log = http.get(f"{base}/logs/stdout")
+    assert log.headers["content-disposition"].startswith("attachment")
+    assert http.get(f"{base}/logs/stderr", params={"attempt": 2}).status_code == 404
+
+
+def test_a_dry_run_shows_the_plan_and_stores_nothing(service) -> None:
+    before = count_batches(service.url)
+    answer = http.post(f"{service.url}/v1/batches", params={"dry_run": True}, json=SPEC)
+    plan = answer.json()
+    assert (answer.status_code, plan["dry_run"], plan["executions"]) == (200, True, 1)
+    assert [variant["name"] for variant in plan["variants"]] == ["only"]
+    assert (
+        http.post(
+            f"{service.url}/v1/batches", params={"dry_run": True}, json=SPEC | {"cases": []}
+        ).status_code
+        == 422
+    )
+    assert count_batches(service.url) == before
+
+
+def test_one_project_is_asked_for_by_name(service) -> None:
+    assert http.get(f"{service.url}/v1/projects/failing").json()["graphs"]["default"]["nodes"]
+    assert http.get(f"{service.url}/v1/projects/nosuch").status_code == 404
+
+
 def test_projects_pool_and_health_answer(service) -> None:
     projects = http.get(f"{service.url}/v1/projects").json()["items"]
     assert {"failing", "code_repair"} <= {project["name"] for project in projects}

@@ -7,9 +7,8 @@ from sqlalchemy import Connection, func, insert, select
 
 from wtb_core.errors import Conflict, TooManyPending
 from wtb_core.matrix import Shape
-from wtb_core.store import log
+from wtb_core.store import log, reuse
 from wtb_core.store.ledger import Ledger
-from wtb_core.store import reuse
 from wtb_core.store.records import NewBatch, Receipt
 from wtb_core.store.rows import get_batch, to_json, update_batch
 from wtb_core.store.tables import batches, cases, executions, labels

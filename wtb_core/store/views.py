@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, select
 
+from wtb_core.attempts import MAX_LOG_BYTES
+from wtb_core.errors import NotFound
 from wtb_core.files.blobs import BlobStore
 from wtb_core.ids import find_time, format_time
 from wtb_core.matrix import execution_id
+from wtb_core.parameters import BatchFilter
 from wtb_core.states import TERMINAL_BATCH
 from wtb_core.store import log
 from wtb_core.store.rows import (
@@ -69,23 +72,21 @@ def read_batch(connection: Connection, batch_id: str, now_ms: int) -> dict[str, 
 def read_batches(
     connection: Connection,
     now_ms: int,
+    wanted: BatchFilter,
     *,
     after: int | None,
     limit: int,
-    status: str | None = None,
-    project: str | None = None,
-    label: tuple[str, str] | None = None,
 ) -> tuple[list[dict[str, Any]], int | None]:
     """Batches, newest first, and the cursor of the next page."""
     query = select(batches).order_by(batches.c.number.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(batches.c.number < after)
-    if status is not None:
-        query = query.where(batches.c.status == status)
-    if project is not None:
-        query = query.where(batches.c.project == project)
-    if label is not None:
-        key, value = label
+    if wanted.status is not None:
+        query = query.where(batches.c.status == wanted.status)
+    if wanted.project is not None:
+        query = query.where(batches.c.project == wanted.project)
+    if wanted.label is not None:
+        key, value = wanted.label
         with_label = select(labels.c.batch_id).where(labels.c.key == key, labels.c.value == value)
         query = query.where(batches.c.batch_id.in_(with_label))
     rows = connection.execute(query).all()
@@ -129,6 +130,49 @@ def read_execution(connection: Connection, text: str) -> dict[str, Any]:
         .order_by(attempts.c.attempt)
     ).all()
     return {**_execution(row), "attempts": [_attempt(attempt) for attempt in tries]}
+
+
+def read_origin(connection: Connection, text: str) -> dict[str, Any]:
+    """The execution that ran: the one itself, or the one whose result it took over.
+
+    Raises:
+        NotFound: when there is no such execution.
+    """
+    item = read_execution(connection, text)
+    return read_execution(connection, item["reused_from"]) if item["reused_from"] else item
+
+
+def pick_attempt(execution: Mapping[str, Any], attempt: int | None) -> dict[str, Any]:
+    """One of the attempts that `read_execution` gave; without a number the latest that ended.
+
+    Raises:
+        NotFound: when there is no such attempt.
+    """
+    tries: list[dict[str, Any]] = execution["attempts"]
+    if attempt is None:
+        ended = [each for each in tries if each["ended_at"] is not None]
+        tries, attempt = (ended or tries)[-1:], 1
+    else:
+        tries = [each for each in tries if each["attempt"] == attempt]
+    if not tries:
+        raise NotFound("attempt", f"{execution['execution_id']}/{attempt}")
+    return tries[0]
+
+
+def load_log(attempt: Mapping[str, Any], stream: str, blobs: BlobStore) -> dict[str, Any]:
+    """What an attempt wrote to `stdout` or `stderr`: `{attempt, stream, text, truncated}`.
+
+    Raises:
+        NotFound: when its blob is gone.
+    """
+    digest: str | None = attempt[f"{stream}_blob"]
+    data = b"" if digest is None else blobs.get(digest)
+    return {
+        "attempt": attempt["attempt"],
+        "stream": stream,
+        "text": data.decode(errors="replace"),
+        "truncated": len(data) >= MAX_LOG_BYTES,
+    }
 
 
 def read_outputs(

@@ -1,0 +1,355 @@
+"""What the HTTP API answers, as models: the OpenAPI document is made from them.
+
+Answers are not run through these models, which would cost a second pass over every page; tests
+hold real answers against them.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wtb_core.attempts import Failure, NodeRun
+from wtb_core.events import Counts, Event
+from wtb_core.states import BatchStatus, ExecutionStatus
+
+Cursor = str | None
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ProblemItem(_Answer):
+    """One fault of a request: where it is and what to do."""
+
+    path: str
+    message: str
+
+
+class ProblemDocument(_Answer):
+    """An error (RFC 9457). `arguments` make the same Python error again in our client."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    problems: list[ProblemItem] = []
+    arguments: list[Any] = []
+
+
+class Links(_Answer):
+    """Where a batch and what belongs to it are found."""
+
+    self: str
+    events: str
+    executions: str
+    comparison: str
+    cancel: str
+    retry: str
+
+
+class Receipt(_Answer):
+    """A batch was accepted and is durable."""
+
+    batch_id: str
+    status: BatchStatus
+    executions: int
+    links: Links
+
+
+class RetryReceipt(Receipt):
+    """A batch that tries another one again; `reused` of its executions are taken over."""
+
+    reused: int
+    retry_of: str
+
+
+class Plan(_Answer):
+    """What a spec would run; nothing was stored. `spec` has its defaults and no cases."""
+
+    dry_run: Literal[True]
+    project: str
+    project_version: str
+    executions: int
+    cases: int
+    repetitions: int
+    evaluators: list[str]
+    baseline: str
+    variants: list[dict[str, Any]]
+    spec: dict[str, Any]
+
+
+class Progress(_Answer):
+    """Times in milliseconds; `remaining_ms` is null before a rate is known."""
+
+    elapsed_ms: int
+    remaining_ms: int | None
+    per_s: float
+
+
+class BatchSummary(_Answer):
+    """One batch of a list."""
+
+    batch_id: str
+    name: str | None
+    project: str
+    project_version: str
+    status: BatchStatus
+    retry_of: str | None
+    submitted_by: str | None
+    labels: dict[str, str]
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    counts: Counts
+    progress: Progress
+
+
+class Batch(BatchSummary):
+    """One batch with its expanded variants and its spec."""
+
+    variants: list[dict[str, Any]]
+    spec: dict[str, Any]
+
+
+class BatchPage(_Answer):
+    """Batches, newest first."""
+
+    items: list[BatchSummary]
+    next_cursor: Cursor
+
+
+class BatchCancelled(_Answer):
+    """`changed` is false when there was nothing to stop."""
+
+    batch_id: str
+    status: BatchStatus
+    changed: bool
+
+
+class ExecutionCancelled(_Answer):
+    """`changed` is false when there was nothing to stop."""
+
+    execution_id: str
+    status: ExecutionStatus
+    changed: bool
+
+
+class EventPage(_Answer):
+    """Events in order; go on with `after` = `next_after` until `ended`."""
+
+    items: list[Event]
+    next_after: int
+    ended: bool
+
+
+class _Result(_Answer):
+    failure: Failure | None
+    output_bytes: int | None
+    scores: dict[str, float | None]
+    score_comments: dict[str, str]
+    score_errors: dict[str, str]
+    overall_score: float | None
+    duration_ms: int | None
+    queue_ms: int | None
+    node_count: int | None
+    checkpoint_count: int | None
+    file_commit_id: str | None
+    isolation: dict[str, Any] | None
+    start: Literal["fork", "fresh"] | None
+    start_reason: str | None
+    cpu_ms: int | None
+    peak_rss_bytes: int | None
+    usage: dict[str, dict[str, float]]
+
+
+class Execution(_Result):
+    """One execution; `output` is there only where it was asked for."""
+
+    execution_id: str
+    batch_id: str
+    variant: str
+    case_id: str
+    repetition: int
+    status: ExecutionStatus
+    attempt: int
+    reused_from: str | None
+    output: Any = None
+
+
+class Attempt(_Result):
+    """One attempt of an execution. The blobs are digests of what it wrote."""
+
+    attempt: int
+    status: Literal["running", "succeeded", "failed", "cancelled"]
+    replica_id: str
+    actor_id: str
+    started_at: str
+    ended_at: str | None
+    resumed_from: str | None
+    nodes: list[NodeRun]
+    stdout_blob: str | None
+    stderr_blob: str | None
+
+
+class ExecutionDetail(Execution):
+    """One execution with its output and its attempts."""
+
+    attempts: list[Attempt]
+
+
+class ExecutionPage(_Answer):
+    """Executions in order."""
+
+    items: list[Execution]
+    next_cursor: Cursor
+
+
+class AttemptPage(_Answer):
+    """The attempts of an execution, oldest first."""
+
+    items: list[Attempt]
+    next_cursor: Cursor
+
+
+class NodePage(_Answer):
+    """The node runs of one attempt, in the order of their starts."""
+
+    attempt: int
+    items: list[NodeRun]
+    next_cursor: Cursor
+
+
+class Mean(_Answer):
+    """A mean and how many executions it is of; null when there is none."""
+
+    mean: float | None
+    n: int
+
+
+class ComparedVariant(_Answer):
+    """What a variant came to. `failed` is by kind; `reused` of `succeeded` ran in another batch."""
+
+    variant: str
+    n: int
+    succeeded: int
+    failed: dict[str, int]
+    cancelled: int
+    reused: int
+    scores: dict[str, Mean]
+    overall_score: Mean
+    mean_duration_ms: int | None
+
+
+class Comparison(_Answer):
+    """The comparison of a batch's variants as far as its events go. Provisional."""
+
+    batch_id: str
+    status: BatchStatus
+    baseline: str | None
+    metrics: list[str]
+    best_variant: str | None
+    best_score: float | None
+    variants: list[ComparedVariant]
+
+
+class GraphDescription(_Answer):
+    """A graph as its code describes itself; a schema is null where LangGraph has none."""
+
+    kind: Literal["state_graph", "functional"]
+    nodes: list[str]
+    asynchronous: bool
+    input_schema: Any
+    output_schema: Any
+    context_schema: Any
+
+
+class Project(_Answer):
+    """A project with what it offers. `version` is null while it cannot be used."""
+
+    name: str
+    version: str | None
+    source: str
+    graphs: dict[str, GraphDescription]
+    nodes: dict[str, list[str]]
+    evaluators: list[str]
+    scores: dict[str, dict[str, Any]]
+    start: Literal["fork", "fresh"] | None
+    start_reason: str | None
+    problems: list[str]
+
+
+class ProjectPage(_Answer):
+    """Projects by name."""
+
+    items: list[Project]
+    next_cursor: Cursor
+
+
+class Replica(_Answer):
+    """An executor replica that has registered."""
+
+    replica_id: str
+    actor_id: str
+    initialized_at: str
+    isolation: dict[str, Any]
+
+
+class ListedReplica(_Answer):
+    """An executor replica as Serve's controller lists it."""
+
+    replica_id: str
+    actor_id: str
+    state: str
+
+
+class PoolLimits(_Answer):
+    """The executor pool's configuration."""
+
+    slots: int
+    min_replicas: int
+    max_replicas: int
+    max_queued: int
+
+
+class Pool(_Answer):
+    """Replicas, slots, queues."""
+
+    replicas: list[Replica]
+    listed: list[ListedReplica]
+    slots: int
+    unfinished_executions: int
+    claimable_executions: int
+    outstanding_permits: int
+    backpressure: bool
+    limits: PoolLimits
+    max_pending_executions: int
+
+
+class Health(_Answer):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Readiness(_Answer):
+    """Whether batches can be accepted and run, or what stands in the way.
+
+    Projects that cannot be used do not make the service unready.
+    """
+
+    ready: bool
+    problems: list[str]
+    project_problems: list[str]
+
+
+class CancelBody(_Answer):
+    """Why; it is kept with the batch and in its events."""
+
+    reason: str = Field(default="cancelled on request", min_length=1, max_length=1_000)
+
+
+class RetryBody(_Answer):
+    """Whether the retry runs the version of the batch or the project's newest."""
+
+    project_version: Literal["same", "latest"] = "same"

@@ -1,0 +1,296 @@
+"""The contract, key by key, written down from the design and held against the code.
+
+What a later issue brings stands in the tables too, with that issue's number: once it is there, its
+row must be moved, or the test fails.
+"""
+
+import inspect
+from typing import Any, get_args
+
+import click
+import pytest
+from asgi import FakeIngress
+from pydantic import BaseModel
+
+from deployments import routes
+from deployments.app import AppArgs, ExecutorArgs
+from deployments.batch_ingress import BatchIngress, Settings
+from wtb_core import cli, events, specs
+from wtb_core.data import DataDir
+from wtb_core.project_files import Environment, ProjectFile, ScoreRule
+from wtb_core.testbench import AsyncTestBench, TestBench
+
+SPEC: dict[str, Any] = {
+    "project": "code_repair",
+    "name": "nightly",
+    "variants": [
+        {"name": "baseline"},
+        {
+            "name": "flip",
+            "graph": "default",
+            "nodes": {"propose": "flip_operators"},
+            "config": {"max_candidates": 50},
+            "context": {},
+            "files": {"prompts/system.md": "..."},
+            "recursion_limit": 50,
+        },
+    ],
+    "matrix": {
+        "nodes": {"propose": ["flip_operators", "shift_constants"]},
+        "config": {"max_candidates": [10, 50]},
+        "exclude": [{"nodes": {"propose": "shift_constants"}, "config": {"max_candidates": 50}}],
+        "include": [{"name": "wild", "nodes": {"propose": "random_walk"}}],
+    },
+    "cases": [
+        {
+            "id": "HumanEval/12",
+            "input": {"module": "gcd.py"},
+            "reference": {"tests": 7},
+            "tags": ["math"],
+            "files": {},
+            "resume": [True],
+        }
+    ],
+    "repetitions": 1,
+    "evaluators": ["tests_pass"],
+    "baseline": "baseline",
+    "limits": {
+        "timeout": "10m",
+        "evaluator_timeout": "2m",
+        "batch_timeout": None,
+        "memory": "2GiB",
+        "processes": 256,
+        "output": "10MiB",
+        "file_size": "1GiB",
+        "max_failures": None,
+        "concurrency": None,
+    },
+    "retry": {"max_attempts": 3, "backoff": "1s", "on": ["crash", "lost"]},
+    "workspace": {"network": True, "keep": "failed"},
+    "labels": {"team": "search"},
+}
+
+SPEC_KEYS: list[tuple[type[BaseModel], set[str]]] = [
+    (specs.BatchSpec, set(SPEC)),
+    (specs.Variant, set(SPEC["variants"][1])),
+    (specs.Matrix, {"graph", "nodes", "config", "context", "exclude", "include"}),
+    (specs.Limits, set(SPEC["limits"])),
+    (specs.Retry, set(SPEC["retry"])),
+    (specs.Workspace, set(SPEC["workspace"])),
+]
+
+PROJECT: dict[str, Any] = {
+    "name": "code_repair",
+    "graphs": {"default": "./graph.py:build_graph", "react": "./react.py:graph"},
+    "workspace": "./workspace",
+    "nodes": {"propose": {"flip_operators": "./graph.py:flip_operators"}},
+    "evaluators": {"tests_pass": "./evaluators.py:tests_pass"},
+    "scores": {"tests_pass": {"weight": 1, "higher_is_better": True, "failure_score": 0}},
+    "variant_files": ["prompts/**"],
+    "environment": {
+        "pass": ["OPENAI_API_KEY"],
+        "set": {"MODE": "test"},
+        "file": ".env",
+        "python": ".venv/bin/python",
+    },
+    "start": "fork",
+}
+
+ROUTES = """
+POST /v1/batches
+GET  /v1/batches
+GET  /v1/batches/{batch_id}
+POST /v1/batches/{batch_id}/cancel
+POST /v1/batches/{batch_id}/retry
+GET  /v1/batches/{batch_id}/events
+GET  /v1/batches/{batch_id}/executions
+GET  /v1/batches/{batch_id}/comparison
+GET  /v1/executions/{execution_id}
+GET  /v1/executions/{execution_id}/output
+GET  /v1/executions/{execution_id}/attempts
+GET  /v1/executions/{execution_id}/nodes
+GET  /v1/executions/{execution_id}/logs/{stream}
+GET  /v1/executions/{execution_id}/checkpoints     issue 4
+GET  /v1/executions/{execution_id}/files           issue 4
+GET  /v1/executions/{execution_id}/files/{path}    issue 4
+POST /v1/executions/{execution_id}/cancel
+POST /v1/executions/{execution_id}/fork            issue 4
+GET  /v1/projects
+GET  /v1/projects/{name}
+GET  /v1/pool
+GET  /v1/pool/events
+GET  /healthz
+GET  /readyz
+"""
+
+HANDLE_METHODS = """
+submit_batch      spec idempotency_key
+get_batch         batch_id
+list_batches
+read_events       batch_id after limit wait_ms
+stream_events     batch_id after
+list_executions   batch_id
+get_execution     execution_id
+get_comparison    batch_id
+cancel_batch      batch_id reason
+cancel_execution  execution_id
+retry_batch       batch_id
+fork_execution    issue 4
+read_file         issue 4
+list_projects
+"""
+
+BENCH_METHODS = """
+connect from_handle local open
+run_batch submit events results comparison cancel retry
+fork      issue 4
+"""
+
+COMMANDS = """
+wtb batch submit
+wtb batch list
+wtb batch show
+wtb batch watch
+wtb batch cancel
+wtb batch retry
+wtb batch compare
+wtb batch export
+wtb execution show
+wtb execution logs
+wtb execution cancel
+wtb execution files    issue 4
+wtb execution diff     issue 4
+wtb execution fork     issue 4
+wtb project list
+wtb project check
+wtb run
+wtb serve
+wtb demo
+wtb doctor
+wtb prune              issue 5
+"""
+
+EVENTS = """
+ray_batch_test_started ray_batch_test_progress ray_batch_test_completed ray_batch_test_failed
+ray_batch_test_cancelled ray_actor_pool_created ray_actor_initialized ray_actor_failed
+ray_actor_restarted ray_variant_execution_started ray_variant_execution_completed
+ray_variant_execution_failed ray_variant_execution_cancelled ray_variant_files_tracked
+ray_variant_files_tracking_failed ray_backpressure_applied ray_backpressure_released
+"""
+
+ARGS = {"root", "data_dir", "projects", "max_pending_executions", "max_body", "tokens", "executor"}
+EXECUTOR_ARGS = {"min_replicas", "max_replicas", "slots", "max_queued", "num_cpus"}
+
+
+def rows(table: str) -> list[tuple[str, bool]]:
+    """Each line and whether it is there in this version."""
+    found: list[tuple[str, bool]] = []
+    for line in table.strip().splitlines():
+        text, separator, _ = line.partition("issue ")
+        found.append((" ".join(text.split()), not separator))
+    return found
+
+
+def test_the_design_s_own_spec_is_a_spec():
+    assert specs.find_problems(SPEC) == []
+
+
+@pytest.mark.parametrize(("model", "keys"), SPEC_KEYS, ids=lambda value: str(value)[:40])
+def test_every_key_of_a_spec_is_there_and_no_other(model, keys):
+    assert model.model_fields.keys() == keys
+
+
+def test_every_key_of_a_case_is_there():
+    assert specs.Case.__annotations__.keys() == SPEC["cases"][0].keys()
+
+
+def test_the_defaults_of_a_spec_are_those_of_the_design():
+    bare = specs.parse({"project": "p", "variants": [{"name": "v"}], "cases": [{"input": 1}]})
+    written = specs.parse(SPEC)
+
+    for part in ("limits", "retry", "workspace", "repetitions"):
+        assert getattr(bare, part) == getattr(written, part)
+
+
+def test_every_failure_kind_can_be_retried_that_the_design_lists():
+    retry = specs.Retry(on=["crash", "lost", "timeout", "out_of_memory", "error"])
+    assert len(retry.on) == len(get_args(specs.RetryableKind))
+
+
+def test_the_design_s_own_project_file_is_one():
+    ProjectFile.model_validate(PROJECT)
+    ProjectFile.model_validate({"name": "one", "graph": "module:attr"})
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        (ProjectFile, set(PROJECT) | {"graph", "build"}),
+        (ScoreRule, set(PROJECT["scores"]["tests_pass"])),
+        (Environment, set(PROJECT["environment"])),
+    ],
+)
+def test_every_key_of_a_project_is_there_and_no_other(model, keys):
+    assert {field.alias or name for name, field in model.model_fields.items()} == keys
+
+
+@pytest.fixture(scope="module")
+def served() -> set[str]:
+    settings = Settings(DataDir("/nowhere"), "/", [], 1, 1_024, {})
+    app = routes.build(FakeIngress(), settings, {})
+    return {
+        f"{method} {route.path}"
+        for route in app.routes
+        for method in getattr(route, "methods", None) or ()
+        if route.path.startswith(("/v1", "/healthz", "/readyz"))
+    }
+
+
+@pytest.mark.parametrize(("route", "here"), rows(ROUTES))
+def test_every_route_is_served(served, route, here):
+    assert (route in served) is here
+
+
+def test_no_other_route_is_served(served):
+    assert served == {route for route, here in rows(ROUTES) if here}
+
+
+@pytest.mark.parametrize(("row", "here"), rows(HANDLE_METHODS))
+def test_every_handle_method_takes_what_the_design_says(row, here):
+    name, *parameters = row.split()
+    method = getattr(BatchIngress, name, None)
+    assert (method is not None) is here
+    if method is not None:
+        taken = list(inspect.signature(method).parameters)[1:]
+        assert taken[: len(parameters)] == parameters
+        assert inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)
+
+
+@pytest.mark.parametrize("bench", [TestBench, AsyncTestBench])
+def test_both_benches_have_every_method(bench):
+    assert bench.__test__ is False
+    for line, here in rows(BENCH_METHODS):
+        for name in line.split():
+            assert hasattr(bench, name) is here, name
+
+
+def find_commands(group: click.Group, prefix: str = "wtb") -> set[str]:
+    found: set[str] = set()
+    for name, command in group.commands.items():
+        path = f"{prefix} {name}"
+        found |= find_commands(command, path) if isinstance(command, click.Group) else {path}
+    return found
+
+
+@pytest.mark.parametrize(("command", "here"), rows(COMMANDS))
+def test_every_command_is_there(command, here):
+    assert (command in find_commands(cli.main)) is here
+
+
+def test_there_are_the_seventeen_event_types():
+    assert sorted(events.EVENT_TYPES) == sorted(EVENTS.split())
+
+
+def test_every_argument_of_the_application_is_there():
+    assert ARGS <= AppArgs.model_fields.keys()
+    assert ExecutorArgs.model_fields.keys() == EXECUTOR_ARGS

@@ -135,6 +135,8 @@ class HttpClient:
             headers=headers,
             timeout=httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             transport=transport,
+            # Certificates take half a second to read; no redirect leads from http to https.
+            verify=self.url.startswith("https:"),
             # A proxy of the environment does not lead to this machine.
             mounts={"all://127.0.0.1": None, "all://localhost": None},
         )
@@ -168,9 +170,13 @@ class HttpClient:
 
     async def expand(self, spec: Json) -> Json:
         """See `Client`."""
-        return await self._request(
+        plan = await self._request(
             "POST", "/v1/batches", json=spec, params={"dry_run": "true"}, timeout=SUBMIT_TIMEOUT_S
         )
+        if not plan.get("dry_run"):  # a service of before dry runs submits
+            what = f"it knows no dry run and has submitted batch {plan.get('batch_id')}"
+            raise errors.RequestRefused(HTTPStatus.OK, what)
+        return plan
 
     async def retry(self, batch_id: str, project_version: str, idempotency_key: str | None) -> Json:
         """See `Client`."""

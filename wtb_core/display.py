@@ -124,11 +124,11 @@ def print_comparison(comparison: Mapping[str, Any], console: Console) -> None:
     """The comparison as a table; the best variant is marked."""
     metrics: list[str] = comparison["metrics"]
     table = Table(title="Comparison", title_justify="left")
-    table.add_column("variant")
+    table.add_column("variant", overflow="fold")
     for head in ("n", "succeeded", "failed"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", overflow="fold")
     for metric in [*metrics, "overall"]:
-        table.add_column(clean(metric), justify="right")
+        table.add_column(clean(metric), justify="right", overflow="fold")
     for row in comparison["variants"]:
         best = row["variant"] == comparison["best_variant"]
         failed = ", ".join(f"{kind} {n}" for kind, n in row["failed"].items()) or "0"
@@ -194,8 +194,8 @@ def print_execution(execution: Mapping[str, Any], console: Console) -> None:
 def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     """What a spec expands to: each variant with what it changes, and how much there is to run."""
     table = Table(title="Plan", title_justify="left")
-    table.add_column("variant")
-    table.add_column("changes")
+    table.add_column("variant", overflow="fold")
+    table.add_column("changes", overflow="fold")
     for variant in plan["variants"]:
         mark = "* " if variant["name"] == plan["baseline"] else "  "
         table.add_row(mark + clean(variant["name"]), clean(describe_changes(variant)))

@@ -16,7 +16,7 @@ from wtb_core.display import to_json
 from wtb_core.states import INFRASTRUCTURE_KINDS
 
 FORMATS: Final = ("json", "jsonl", "csv", "junit")
-_NO_XML = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NO_XML = re.compile(r"[^\t\n\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, and the control characters that it discourages."""
 
 Json = Mapping[str, Any]

@@ -4,8 +4,8 @@ The config is Ray Serve's. That of the repository is also in the wheel, for fold
 """
 
 import copy
+import importlib.util
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Sequence
@@ -133,10 +133,13 @@ def serve_command(config: Path) -> list[str]:
     Raises:
         Unavailable: when Ray Serve is not installed.
     """
-    serve = shutil.which("serve", path=str(Path(sys.executable).parent)) or shutil.which("serve")
-    if serve is None:
-        raise Unavailable("the command `serve` of ray[serve] is not installed")
-    return [serve, "run", "--address", "local", str(config)]
+    arguments = ["run", "--address", "local", str(config)]
+    script = Path(sys.executable).with_name("serve")  # on the PATH it may be another program
+    if script.is_file():
+        return [str(script), *arguments]
+    if importlib.util.find_spec("ray") is None:
+        raise Unavailable("Ray Serve is not installed for " + sys.executable)
+    return [sys.executable, "-m", "ray.serve.scripts", *arguments]
 
 
 def find_shadow(folder: Path) -> Path | None:

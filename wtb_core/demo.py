@@ -6,22 +6,16 @@ pid, and only those that descend from the one started here.
 
 import contextlib
 import os
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
-import yaml
 from rich.console import Console
 
-from wtb_core.clients import HttpClient
 from wtb_core.display import (
     clean,
     find_telling,
@@ -30,7 +24,9 @@ from wtb_core.display import (
     print_comparison,
     print_execution,
 )
-from wtb_core.errors import RequestRefused, Unavailable
+from wtb_core.doctor import ask_service
+from wtb_core.errors import Unavailable
+from wtb_core.serving import ServeConfig, find_free_port, is_free, serve_command
 from wtb_core.testbench import TestBench, read_spec
 
 START_TIMEOUT_S = 180.0
@@ -38,7 +34,7 @@ STOP_TIMEOUT_S = 45.0
 LOG_LINES = 30
 
 
-def run(config: Path, spec: Path, *, keep: bool) -> int:
+def run(config: ServeConfig, spec: Path, *, keep: bool) -> int:
     """Run the demonstration; the exit code says whether every execution succeeded.
 
     Raises:
@@ -49,11 +45,11 @@ def run(config: Path, spec: Path, *, keep: bool) -> int:
     read_spec(spec)
     folder = Path(".wtb/demo").absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    config, port = _place(config, folder, console)
+    config = _place(config, console)
     log = folder / "serve.log"
-    console.print(f"starting the service on port {port}; its log is {_relative(log)}")
-    with serving(config, log) as service:
-        url = f"http://127.0.0.1:{port}"
+    console.print(f"starting the service on port {config.port}; its log is {_relative(log)}")
+    with serving(config.write(folder), log) as service:
+        url = config.url
         started = time.monotonic()
         wait_until_ready(url, service, log)
         console.print(f"ready after {time.monotonic() - started:.0f} s: {url}")
@@ -66,43 +62,13 @@ def run(config: Path, spec: Path, *, keep: bool) -> int:
     return 0 if succeeded else 1
 
 
-def serve_command(config: Path) -> list[str]:
-    """The command that runs the service of `config` in a Ray cluster of its own."""
-    serve = shutil.which("serve", path=str(Path(sys.executable).parent)) or shutil.which("serve")
-    if serve is None:
-        raise Unavailable("the command `serve` of ray[serve] is not installed")
-    return [serve, "run", "--address", "local", str(config)]
-
-
-def _place(config: Path, folder: Path, console: Console) -> tuple[Path, int]:
-    """The config to use: the given one, or a copy with a free port when its port is taken."""
-    content: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
-    options: dict[str, Any] = content.setdefault("http_options", {})
-    host, port = options.get("host", "127.0.0.1"), int(options.get("port", 8000))
-    if _is_free(host, port):
-        return config, port
-    options["port"] = find_free_port(host)
-    console.print(f"port {port} is taken; using port {options['port']} instead")
-    copy = folder / "serve_config.yaml"
-    copy.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return copy, int(options["port"])
-
-
-def find_free_port(host: str = "127.0.0.1") -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+def _place(config: ServeConfig, console: Console) -> ServeConfig:
+    """The config to use: the given one, or one with a free port when its port is taken."""
+    if is_free(config.host, config.port):
+        return config
+    port = find_free_port(config.host)
+    console.print(f"port {config.port} is taken; using port {port} instead")
+    return config.change(port=port)
 
 
 @contextlib.contextmanager
@@ -159,21 +125,20 @@ def wait_until_ready(url: str, service: subprocess.Popen[bytes], log: Path) -> N
     Raises:
         Unavailable: when it ended or the time is over; with the last lines of its log.
     """
-    client = HttpClient(url)
     deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        try:
-            client.request("GET", "/readyz")
-        except (Unavailable, RequestRefused) as error:  # Serve answers 404 until it has deployed
-            if service.poll() is not None or time.monotonic() > deadline:
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-                raise Unavailable(
-                    f"the service did not start ({error}); {log} ends:\n{tail}"
-                ) from None
-            time.sleep(0.3)
-        else:
-            client.close()
-            return
+    while problem := _find_obstacle(url):
+        if service.poll() is not None or time.monotonic() > deadline:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+            raise Unavailable(f"the service did not start ({problem}); {log} ends:\n{tail}")
+        time.sleep(0.3)
+
+
+def _find_obstacle(url: str) -> str | None:
+    try:
+        state = ask_service(url)
+    except Unavailable as error:
+        return error.what
+    return None if state["ready"] else "; ".join(state["problems"])
 
 
 def _show_batch(url: str, spec: Path, console: Console) -> bool:

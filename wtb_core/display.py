@@ -17,7 +17,9 @@ from wtb_core.report import format_mean
 
 MAX_TEXT = 300
 PLAIN_WIDTH = 120
+VERSION_CHARS = 12
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNSAFE = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
 _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)", re.DOTALL)
 
 
@@ -38,6 +40,13 @@ def clean(text: object, limit: int = MAX_TEXT) -> str:
     """Text from user code without control sequences or markup, cut to `limit` characters."""
     bare = strip_controls(text)
     return escape(bare if len(bare) <= limit else bare[: limit - 1] + "…")
+
+
+def to_json(value: object) -> str:
+    """`value` on one line; what a terminal could take for a control sequence is escaped."""
+    return _UNSAFE.sub(
+        lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False)
+    )
 
 
 def follow(
@@ -115,11 +124,11 @@ def print_comparison(comparison: Mapping[str, Any], console: Console) -> None:
     """The comparison as a table; the best variant is marked."""
     metrics: list[str] = comparison["metrics"]
     table = Table(title="Comparison", title_justify="left")
-    table.add_column("variant")
+    table.add_column("variant", overflow="fold")
     for head in ("n", "succeeded", "failed"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", overflow="fold")
     for metric in [*metrics, "overall"]:
-        table.add_column(clean(metric), justify="right")
+        table.add_column(clean(metric), justify="right", overflow="fold")
     for row in comparison["variants"]:
         best = row["variant"] == comparison["best_variant"]
         failed = ", ".join(f"{kind} {n}" for kind, n in row["failed"].items()) or "0"
@@ -180,3 +189,160 @@ def print_execution(execution: Mapping[str, Any], console: Console) -> None:
     output = json.dumps(execution.get("output"), ensure_ascii=False)
     console.print(f"  output: {clean(output)}")
     console.print(f"  {execution['execution_id']}")
+
+
+def print_plan(plan: Mapping[str, Any], console: Console) -> None:
+    """What a spec expands to: each variant with what it changes, and how much there is to run."""
+    table = Table(title="Plan", title_justify="left")
+    table.add_column("variant", overflow="fold")
+    table.add_column("changes", overflow="fold")
+    for variant in plan["variants"]:
+        mark = "* " if variant["name"] == plan["baseline"] else "  "
+        table.add_row(mark + clean(variant["name"]), clean(describe_changes(variant)))
+    console.print(table)
+    console.print(f"* the baseline: {clean(plan['baseline'])}")
+    console.print(f"evaluators: {clean(', '.join(plan['evaluators']) or 'none')}")
+    console.print(
+        f"{plan['executions']} executions of {clean(plan['project'])} "
+        f"@ {clean(plan['project_version'])[:VERSION_CHARS]}: {len(plan['variants'])} variants "
+        f"x {plan['cases']} cases x {plan['repetitions']} repetitions; nothing was submitted"
+    )
+
+
+def describe_changes(variant: Mapping[str, Any]) -> str:
+    """What a variant sets, as `nodes.propose=flip, config.budget=3`."""
+    changes: list[str] = []
+    if variant.get("graph", "default") != "default":
+        changes.append(f"graph={variant['graph']}")
+    for section in ("nodes", "config", "context"):
+        for key, value in variant.get(section, {}).items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            changes.append(f"{section}.{key}={text}")
+    changes += [f"file {path}" for path in variant.get("files", {})]
+    if variant.get("recursion_limit") is not None:
+        changes.append(f"recursion_limit={variant['recursion_limit']}")
+    return ", ".join(changes) or "nothing"
+
+
+def print_batches(page: Mapping[str, Any], console: Console) -> None:
+    """A page of batches, one a line."""
+    for item in page["items"]:
+        counts = item["counts"]
+        name = item["name"]
+        console.print(
+            f"{clean(item['batch_id'])}  {item['status']:<10} "
+            f"{counts['succeeded']}/{counts['total']} succeeded  {clean(item['project'])}"
+            f"{'' if name is None else '  ' + clean(name)}",
+            soft_wrap=True,
+        )
+
+
+def print_batch(batch: Mapping[str, Any], failures: Mapping[str, int], console: Console) -> None:
+    """A batch's status, counts, pace and failures by kind."""
+    counts, pace = batch["counts"], batch["progress"]
+    ended = counts["succeeded"] + counts["failed"] + counts["cancelled"]
+    rows = {
+        "batch": batch["batch_id"],
+        "name": batch["name"],
+        "project": f"{batch['project']} @ {str(batch['project_version'])[:VERSION_CHARS]}",
+        "status": batch["status"],
+        "retry of": batch["retry_of"],
+        "labels": ", ".join(f"{k}={v}" for k, v in (batch.get("labels") or {}).items()),
+        "submitted by": batch.get("submitted_by"),
+        "created": batch["created_at"],
+        "started": batch["started_at"],
+        "finished": batch["finished_at"],
+        "executions": f"{ended} of {counts['total']} ended: {counts['succeeded']} succeeded, "
+        f"{counts['failed']} failed, {counts['cancelled']} cancelled; {counts['running']} running",
+        "failures": ", ".join(f"{kind} {n}" for kind, n in sorted(failures.items())),
+        "pace": _describe_pace(pace),
+    }
+    _print_rows(rows, console)
+
+
+def print_execution_in_full(execution: Mapping[str, Any], console: Console) -> None:
+    """One execution with its scores, its failure, its attempts and its output."""
+    failure = execution["failure"]
+    scores = execution["scores"]
+    rows = {
+        "execution": execution["execution_id"],
+        "variant": execution["variant"],
+        "case": execution["case_id"],
+        "repetition": execution["repetition"],
+        "status": execution["status"],
+        "failure": None if failure is None else f"{failure['kind']}: {failure['reason']}",
+        "raised": _describe_exception(failure),
+        "scores": ", ".join(f"{name} {_describe_score(value)}" for name, value in scores.items()),
+        "overall score": _describe_score(execution["overall_score"]),
+        "duration": None if execution["duration_ms"] is None else f"{execution['duration_ms']} ms",
+        "reused from": execution.get("reused_from"),
+    }
+    _print_rows(rows, console)
+    for metric, comment in (execution.get("score_comments") or {}).items():
+        console.print(f"  {clean(metric)}: {clean(comment)}")
+    for metric, message in (execution.get("score_errors") or {}).items():
+        console.print(f"  {clean(metric)} could not be given: {clean(message)}")
+    for attempt in execution.get("attempts", []):
+        reason = (attempt.get("failure") or {}).get("reason")
+        console.print(
+            f"  attempt {attempt['attempt']}: {attempt['status']}"
+            f"{'' if reason is None else ': ' + clean(reason)}"
+        )
+    if execution.get("output") is not None:
+        text = json.dumps(execution["output"], ensure_ascii=False, indent=2)
+        console.print(escape(strip_controls(text)), soft_wrap=True)
+
+
+def print_projects(items: Iterable[Mapping[str, Any]], console: Console) -> None:
+    """Each project with its version and what is wrong with it."""
+    for item in items:
+        version = str(item["version"] or "unusable")[:VERSION_CHARS]
+        line = f"{clean(item['name'])}  {version}  {clean(item['source'])}"
+        console.print(line, soft_wrap=True)
+        for problem in item["problems"]:
+            console.print(f"  problem: {clean(problem, 2_000)}", soft_wrap=True)
+
+
+def print_project(item: Mapping[str, Any], console: Console) -> None:
+    """What one project offers."""
+    print_projects([item], console)
+    for name, graph in item.get("graphs", {}).items():
+        nodes = ", ".join(graph.get("nodes", [])) or "none to swap"
+        console.print(f"  graph {clean(name)}: {clean(graph['kind'])}; nodes: {clean(nodes)}")
+    for node, implementations in item.get("nodes", {}).items():
+        console.print(f"  node {clean(node)}: {clean(', '.join(implementations))}")
+    if item.get("evaluators"):
+        console.print(f"  evaluators: {clean(', '.join(item['evaluators']))}")
+
+
+def print_record(record: Mapping[str, Any], console: Console) -> None:
+    """A few facts, one a line, as `key: value`."""
+    for key, value in record.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        console.print(f"{key}: {clean(text)}", soft_wrap=True)
+
+
+def _print_rows(rows: Mapping[str, Any], console: Console) -> None:
+    for key, value in rows.items():
+        if value not in {None, ""}:
+            console.print(f"{key:<13} {clean(value)}", soft_wrap=True)
+
+
+def _describe_pace(pace: Mapping[str, Any]) -> str:
+    parts = [] if pace["elapsed_ms"] is None else [f"{pace['elapsed_ms'] / 1000:.1f} s"]
+    if pace["per_s"]:
+        parts.append(f"{pace['per_s']:.2f} executions/s")
+    if pace["remaining_ms"]:
+        parts.append(f"about {pace['remaining_ms'] // 1000} s left")
+    return ", ".join(parts)
+
+
+def _describe_exception(failure: Mapping[str, Any] | None) -> str | None:
+    if failure is None or failure["error_type"] is None:
+        return None
+    where = "" if failure["node"] is None else f" in {failure['node']}"
+    return f"{failure['error_type']}{where}: {failure['message']}"
+
+
+def _describe_score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -234,6 +234,12 @@ def _best(
     return choose(scored, key=lambda variant: variant["overall_score"]["mean"], default=None)
 
 
+def has_succeeded(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch completed and every execution succeeded; scores do not matter."""
+    counts = batch["counts"]
+    return batch["status"] == "completed" and counts["succeeded"] == counts["total"]
+
+
 def render_markdown(comparison: Mapping[str, Any]) -> str:
     """A comparison as a Markdown table."""
     metrics: list[str] = comparison["metrics"]

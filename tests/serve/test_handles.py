@@ -69,6 +69,29 @@ def test_a_driver_in_another_namespace_submits_streams_and_compares(service) -> 
     assert answer["outputs"] == ["fine"] * 3
 
 
+def test_both_benches_work_inside_an_actor_with_an_event_loop(service) -> None:
+    """Nothing in them waits with `result()`, which Serve refuses there."""
+
+    @ray.remote(num_cpus=0)
+    class Actor:
+        async def run(self, handle, spec: dict) -> tuple[list[str], str, bool]:
+            from wtb_core.testbench import AsyncTestBench, TestBench
+
+            async with AsyncTestBench.from_handle(handle) as bench:
+                batch_id = await bench.submit(spec)
+                types = [event["type"] async for event in bench.events(batch_id)]
+                result = await bench.read(batch_id)
+            with TestBench.from_handle(handle) as plain:
+                status = plain.batch(batch_id)["status"]
+            return types, status, result.succeeded
+
+    actor = Actor.remote()
+    types, status, succeeded = ray.get(actor.run.remote(service.handle, SPEC), timeout=120)
+
+    assert types[-1] == "ray_batch_test_completed"
+    assert (status, succeeded) == ("completed", True)
+
+
 def test_no_deployment_process_has_project_code(service, bench: TestBench) -> None:
     """Projects were described and run by then; their code is in no process of ours."""
     bench.run_batch(SPEC)

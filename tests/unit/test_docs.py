@@ -1,6 +1,7 @@
 """The docs say what the code says: keys, defaults, tables, types, routes, commands, links."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from wtb_core import cli, events, projects, specs, states
+from wtb_core import cli, events, projects, specs, states, testbench
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -237,6 +238,73 @@ def test_the_command_table_is_that_of_the_code() -> None:
     documented = {re.sub(r" [A-Z]+$", "", code(row[0])) for row in rows}
 
     assert documented == commands(cli.main)
+
+
+COMMANDS = {
+    re.sub(r"( [A-Z]+)+$", "", code(heading)): text
+    for heading, text in sections("docs/cli.md").items()
+    if heading.startswith("`wtb ")
+}
+
+
+def find_command(path: str) -> click.Command:
+    command: click.Command = cli.main
+    for name in path.split()[1:]:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    return command
+
+
+def options_in(text: str) -> dict[str, str]:
+    """The options in a table of three columns, with what is said of their defaults."""
+    found: dict[str, str] = {}
+    for table in tables(text):
+        for row in table[1:]:
+            for option in re.findall(r"`([^`]+)`", row[0]):
+                found[option] = row[1]
+    return found
+
+
+def test_every_command_is_described() -> None:
+    """One heading a command."""
+    assert COMMANDS.keys() == commands(cli.main)
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_every_option_of_a_command_is_documented_with_its_default(path: str) -> None:
+    """Its own in a table, shared ones by a link to their section."""
+    documented = options_in(COMMANDS[path])
+    for heading in ("Options of a service", "Options of a selection"):
+        if f"(#{heading.lower().replace(' ', '-')})" in COMMANDS[path]:
+            documented |= options_in(sections("docs/cli.md")[heading])
+    options = [p for p in find_command(path).params if isinstance(p, click.Option)]
+
+    assert documented.keys() == {o for p in options for o in (*p.opts, *p.secondary_opts)}
+    for option in options:
+        default = option.to_info_dict()["default"]
+        if isinstance(default, str | int) and not isinstance(default, bool):
+            assert code(documented[option.opts[0]]) == str(default), option.opts
+
+
+def signature(cls: type, name: str) -> str:
+    parameters = inspect.signature(getattr(cls, name)).parameters.values()
+    bare = [p.replace(annotation=p.empty) for p in parameters if p.name != "self"]
+    text = str(inspect.Signature(bare))
+    return name + re.sub(r"projects=\(.*?\)", "projects=...", text)
+
+
+@pytest.mark.parametrize("cls", [testbench.TestBench, testbench.AsyncTestBench])
+def test_every_method_of_a_bench_is_documented_with_its_parameters(cls: type) -> None:
+    """Constructors in one table, the others in another; no method that is not there."""
+    found = sections("docs/python.md")
+    documented = [
+        code(row[0])
+        for heading in ("Which bench", "Methods")
+        for row in tables(found[heading])[0][1:]
+    ]
+
+    names = [name for name in vars(cls) if not name.startswith("_")]
+    assert sorted(documented) == sorted(signature(cls, name) for name in names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])

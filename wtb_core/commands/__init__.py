@@ -1,0 +1,1 @@
+"""The commands of `wtb`, one module a noun."""

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from wtb_core import projects
 from wtb_core.errors import NotFound, ProjectError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.projects import ProjectVersions, Registry, read_project_file
+from wtb_core.projects import versions as module
 
 PATTERNS = "a reference is `module:attr` or `./file.py:attr`; a name is letters, digits, . _ -"
 MINIMAL = "name: p\ngraph: ./graph.py:build\n"
@@ -274,7 +274,7 @@ def test_preparing_again_or_at_the_same_time_makes_one_copy(project, versions, t
 def test_a_version_that_is_there_is_not_copied_again(project, versions, monkeypatch):
     version = versions.ingest(project)
     first = prepare(versions, version)
-    monkeypatch.setattr(projects, "materialise", None)
+    monkeypatch.setattr(module, "materialise", None)
 
     assert prepare(versions, version) == first
 

@@ -1,4 +1,6 @@
 import asyncio
+import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ from wtb_core.files.blobs import BlobStore
 from wtb_core.projects import ProjectVersions, Registry, read_project_file
 from wtb_core.projects import versions as module
 
-PATTERNS = "a reference is `module:attr` or `./file.py:attr`; a name is letters, digits, . _ -"
+REFERENCE = "a reference is `module:attr` or `./file.py:attr`"
+NAME = "a name is letters, digits, . _ - and starts with a letter or a digit"
 MINIMAL = "name: p\ngraph: ./graph.py:build\n"
 
 
@@ -31,6 +34,10 @@ def make_project(directory, text):
     (directory / "graph.py").write_text("build = 1\n")
     (directory / "project.yaml").write_text(text)
     return directory / "project.yaml"
+
+
+def ingest(versions, path):
+    return asyncio.run(versions.ingest(versions.find(path)))
 
 
 def prepare(versions, version):
@@ -96,7 +103,7 @@ start: fork
 """,
     )
 
-    definition = read_project_file(path)
+    definition = read_project_file(path).definition
 
     assert definition.graphs["react"] == "some.module:make.graph"
     assert definition.environment.pass_ == ["OPENAI_API_KEY"]
@@ -110,7 +117,7 @@ start: fork
 def test_what_a_project_file_leaves_out_has_defaults(tmp_path):
     path = make_project(tmp_path / "p", MINIMAL + "scores: {m: {}}\n")
 
-    definition = read_project_file(path)
+    definition = read_project_file(path).definition
 
     assert definition.start == "fork"
     assert definition.workspace is None
@@ -134,8 +141,8 @@ def test_what_a_project_file_leaves_out_has_defaults(tmp_path):
         (
             "name: two words\ngraph: graph.py\ncolour: red\nstart: slow\n",
             [
-                f"name: {PATTERNS}",
-                f"graph: {PATTERNS}",
+                f"name: {NAME}",
+                f"graph: {REFERENCE}",
                 "start: Input should be 'fork' or 'fresh'",
                 "colour: unknown key",
             ],
@@ -143,6 +150,30 @@ def test_what_a_project_file_leaves_out_has_defaults(tmp_path):
         (
             MINIMAL + "scores: {m: {weight: 0}}\nenvironment: {path: x}\n",
             ["scores.m.weight: Input should be greater than 0", "environment.path: unknown key"],
+        ),
+        (
+            MINIMAL + "evaluators: {a: ./e.py:a, a.b: ./e.py:b}\n",
+            ["evaluators.a.b: its name is that of a metric of 'a'; take another one"],
+        ),
+        (
+            MINIMAL + "variant_files: [/etc/*, ../x, prompts/**, 'a//b']\n",
+            [
+                f"variant_files[{index}]: {pattern!r} must be relative to the workspace, without "
+                "empty, '.' or '..' parts"
+                for index, pattern in [(0, "/etc/*"), (1, "../x"), (3, "a//b")]
+            ],
+        ),
+        (
+            MINIMAL + "nodes: {a: {b c: ./g.py:x}}\nenvironment: {pass: [A=B], set: {N: 8}}\n",
+            [
+                f'nodes.a["b c"]: {NAME}',
+                "environment.pass[0]: the name of a variable is letters, digits and _",
+                "environment.set.N: give text; numbers, dates, true and false are text in quotes",
+            ],
+        ),
+        (
+            MINIMAL + "build: corpus.py\nevaluators: []\n",
+            [f"build: {REFERENCE}", "evaluators: give a mapping"],
         ),
     ],
 )
@@ -158,7 +189,14 @@ def test_every_problem_of_a_file_is_told_in_plain_words(tmp_path, text, problems
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"a: [", "is not YAML"), (b"\xff\xfe\xff", "is not YAML"), (None, "cannot be read")],
+    [
+        (b"a: [", "is not YAML: line 1, column 5: "),
+        (b"\xff\xfe\xff", "is not YAML"),
+        (b"[" * 5000, "is not YAML: it is nested too deeply"),
+        (b"a: 2024-13-45", "is not YAML: month must be in 1..12"),
+        (b"#" * (1024**2 + 1), "is larger than 1048576 bytes"),
+        (None, "cannot be read: No such file or directory"),
+    ],
 )
 def test_a_file_that_cannot_be_read_at_all_says_why(tmp_path, content, words):
     path = tmp_path / "project.yaml"
@@ -169,12 +207,159 @@ def test_a_file_that_cannot_be_read_at_all_says_why(tmp_path, content, words):
         read_project_file(path)
 
 
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "project.yaml")
+
+    with pytest.raises(ProjectError, match="is not a file"):
+        read_project_file(tmp_path / "project.yaml")
+
+
+def test_a_score_of_no_evaluator_is_told_and_the_project_is_used(tmp_path, versions, describer):
+    make_project(
+        tmp_path / "p",
+        MINIMAL + "evaluators: {e: ./e.py:e}\nscores: {e: {}, e.x: {}, ef: {}}\n",
+    )
+    [item] = refresh(make_registry(tmp_path, versions, describer)).values()
+
+    assert item["version"] is not None
+    assert item["problems"] == [
+        (
+            "scores.ef: no evaluator has this metric; a metric is the name of an evaluator or "
+            "`evaluator.metric`, and the evaluators are: e"
+        )
+    ]
+
+
+# -- langgraph.json ------------------------------------------------------------------------------
+
+
+def make_langgraph(directory, content):
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "langgraph.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_a_langgraph_json_is_a_project_and_what_has_no_meaning_here_is_told(tmp_path):
+    path = make_langgraph(
+        tmp_path / "my agent!",
+        {
+            "dependencies": ["."],
+            "graphs": {
+                "agent": "./src/agent.py:graph",
+                "other": "src/other.py:make",
+                "third": {"path": "package.module:graph", "description": "d"},
+            },
+            "env": ".env",
+            "store": {"index": {}},
+            "something": 1,
+        },
+    )
+
+    definition, ignored = read_project_file(path)
+
+    assert definition.name == "my-agent-"
+    assert definition.named_graphs == {
+        "agent": "./src/agent.py:graph",
+        "other": "./src/other.py:make",
+        "third": "package.module:graph",
+    }
+    assert definition.environment.file == ".env"
+    assert ignored == [
+        "dependencies: are not installed; the interpreter that runs the project must have them",
+        "graphs.third.description: has no meaning here",
+        "something: has no meaning here",
+        "store: is a part of LangGraph's server, which is not used here",
+    ]
+
+
+def test_env_of_a_langgraph_json_may_be_a_mapping(tmp_path):
+    path = make_langgraph(
+        tmp_path, {"graphs": {"a": "./a.py:g"}, "env": {"A": "x", "N": 3, "T": True}}
+    )
+
+    assert read_project_file(path).definition.environment.set == {"A": "x", "N": "3", "T": "true"}
+
+
+@pytest.mark.parametrize(
+    ("content", "problems"),
+    [
+        (
+            "{",
+            [
+                "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+            ],
+        ),
+        ("[" * 100_000, ["is not JSON: it is nested too deeply"]),
+        ('{"env": "a", "env": "b"}', ["is not JSON: the key 'env' occurs twice"]),
+        ({"graphs": {}}, ["it names no graphs; give `graphs`, a mapping of names to references"]),
+        (["graphs"], ["it names no graphs; give `graphs`, a mapping of names to references"]),
+        (
+            {"graphs": {"a": 1}, "env": {"X": []}},
+            ["graphs.a: give a reference such as `./agent.py:graph`", "env.X: give text"],
+        ),
+        ({"graphs": {"a": "./a.ts:graph"}}, [f"graphs.a: {REFERENCE}"]),
+        (
+            {"graphs": {"a": "./a.py:g"}, "env": 5},
+            ["env: give the path of a file, or a mapping of names to texts"],
+        ),
+    ],
+)
+def test_every_problem_of_a_langgraph_json_is_told(tmp_path, content, problems):
+    with pytest.raises(ProjectError) as caught:
+        read_project_file(make_langgraph(tmp_path, content))
+
+    assert caught.value.problems == problems
+
+
+@pytest.mark.parametrize("name", ["project.yaml", "langgraph.json"])
+def test_an_only_graph_is_the_default_one_too(tmp_path, name):
+    path = tmp_path / name
+    path.write_text(
+        json.dumps(
+            {"graphs": {"agent": "./a.py:g"}} | ({"name": "p"} if name == "project.yaml" else {})
+        )
+    )
+
+    assert read_project_file(path).definition.named_graphs == {
+        "default": "./a.py:g",
+        "agent": "./a.py:g",
+    }
+
+
+def test_a_project_yaml_wins_over_a_langgraph_json_beside_it(
+    project, tmp_path, versions, describer
+):
+    make_langgraph(project.parent, {"graphs": {"agent": "./graph.py:build"}})
+    alone = make_langgraph(
+        tmp_path / "alone", {"graphs": {"agent": "./graph.py:build"}, "auth": {}}
+    )
+    registry = make_registry(tmp_path, versions, describer, "*/langgraph.json", "*/project.yaml")
+
+    items = refresh(registry)
+
+    assert set(items) == {str(project), str(alone)}
+    assert items[str(alone)]["name"] == "alone"
+    assert items[str(alone)]["ignored"] == [
+        "auth: is a part of LangGraph's server, which is not used here"
+    ]
+
+
+def test_the_env_file_of_a_langgraph_json_must_be_there(tmp_path, versions):
+    path = make_langgraph(tmp_path, {"graphs": {"a": "./a.py:g"}, "env": ".env"})
+
+    with pytest.raises(ProjectError) as caught:
+        versions.find(path)
+
+    assert caught.value.problems == ["env: .env is not a file in the project's directory"]
+
+
 # -- versions ------------------------------------------------------------------------------------
 
 
 def test_a_version_is_the_same_until_the_content_changes(project, versions):
-    first = versions.ingest(project)
-    assert versions.ingest(project) == first
+    first = ingest(versions, project)
+    assert ingest(versions, project) == first
 
     seen = {first}
     for path, text in [
@@ -184,14 +369,14 @@ def test_a_version_is_the_same_until_the_content_changes(project, versions):
         ("project.yaml", MINIMAL + "workspace: ./workspace\nstart: fresh\n"),
     ]:
         (project.parent / path).write_text(text)
-        seen.add(versions.ingest(project))
+        seen.add(ingest(versions, project))
 
     assert len(seen) == 5
     (project.parent / "new.py").unlink()
     (project.parent / "graph.py").write_text("build = 1\n")
     (project.parent / "workspace/data.txt").write_text("data")
     project.write_text(MINIMAL + "workspace: ./workspace\n")
-    assert versions.ingest(project) == first
+    assert ingest(versions, project) == first
 
 
 @pytest.mark.parametrize(
@@ -199,17 +384,17 @@ def test_a_version_is_the_same_until_the_content_changes(project, versions):
 )
 def test_caches_and_environments_are_no_part_of_a_version(project, versions, ignored):
     (project.parent / "sub").mkdir()
-    before = versions.ingest(project)
+    before = ingest(versions, project)
     directory = project.parent / ignored
     directory.mkdir(parents=True)
     (directory / "pyvenv.cfg").write_text("")
     (directory / "file").write_text("")
 
-    assert versions.ingest(project) == before
+    assert ingest(versions, project) == before
 
 
 def test_what_is_prepared_is_what_was_ingested_whatever_happens_to_the_directory(project, versions):
-    version = versions.ingest(project)
+    version = ingest(versions, project)
     shutil.rmtree(project.parent)
 
     setup = prepare(versions, version)
@@ -230,9 +415,9 @@ def test_what_is_prepared_is_what_was_ingested_whatever_happens_to_the_directory
 
 
 def test_an_edit_after_ingestion_reaches_only_a_new_version(project, versions):
-    old = versions.ingest(project)
+    old = ingest(versions, project)
     (project.parent / "graph.py").write_text("build = 2\n")
-    new = versions.ingest(project)
+    new = ingest(versions, project)
 
     assert look(prepare(versions, old).code)["graph.py"] == "build = 1\n"
     assert look(prepare(versions, new).code)["graph.py"] == "build = 2\n"
@@ -243,7 +428,7 @@ def test_a_workspace_outside_of_the_project_is_ingested_too(tmp_path, versions):
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "file").write_text("shared")
 
-    setup = prepare(versions, versions.ingest(path))
+    setup = prepare(versions, ingest(versions, path))
 
     assert look(setup.workspace) == {"file": "shared"}
     assert "shared" not in look(setup.code)
@@ -253,11 +438,11 @@ def test_a_workspace_outside_of_the_project_is_ingested_too(tmp_path, versions):
 def test_a_project_may_do_without_a_workspace(tmp_path, versions):
     path = make_project(tmp_path / "p", MINIMAL)
 
-    assert prepare(versions, versions.ingest(path)).workspace is None
+    assert prepare(versions, ingest(versions, path)).workspace is None
 
 
 def test_preparing_again_or_at_the_same_time_makes_one_copy(project, versions, tmp_path):
-    version = versions.ingest(project)
+    version = ingest(versions, project)
     other_node = ProjectVersions(BlobStore(tmp_path / "blobs"), tmp_path / "bases")
 
     async def both():
@@ -272,7 +457,7 @@ def test_preparing_again_or_at_the_same_time_makes_one_copy(project, versions, t
 
 
 def test_a_version_that_is_there_is_not_copied_again(project, versions, monkeypatch):
-    version = versions.ingest(project)
+    version = ingest(versions, project)
     first = prepare(versions, version)
     monkeypatch.setattr(module, "materialise", None)
 
@@ -297,14 +482,63 @@ def test_a_version_that_was_never_ingested_is_not_found(versions):
             "environment: {file: ../secret.env}\n",
             "environment.file: ../secret.env is not a file in the project's directory",
         ),
+        (
+            "environment: {file: link.env}\n",
+            "environment.file: link.env is not a file in the project's directory",
+        ),
+        (
+            "environment: {file: loop}\n",
+            "environment.file: loop is not a file in the project's directory",
+        ),
+        (
+            "environment: {file: pipe}\n",
+            "environment.file: pipe is not a file in the project's directory",
+        ),
+        ("environment: {file: latin.env}\n", "environment.file: latin.env is not UTF-8 text"),
+        (
+            "environment: {file: node_modules/.env}\n",
+            (
+                "environment.file: node_modules/.env lies in a directory that is no part of a "
+                "project's version"
+            ),
+        ),
+        (
+            "workspace: ./workspace\nenvironment: {file: workspace/data.txt}\n",
+            (
+                "environment.file: workspace/data.txt lies in the workspace, where the graph's tools "
+                "would see it"
+            ),
+        ),
+        ("workspace: ./loop\n", "workspace: ./loop is a link that leads to itself"),
+        (
+            "workspace: /\n",
+            "workspace: / is or holds the home directory; name a smaller directory",
+        ),
+        (
+            "workspace: ..\n",
+            "workspace: .. holds the project's own directory; name a smaller directory",
+        ),
+        (
+            "workspace: ../data\n",
+            "workspace: ../data holds the service's data directory; name another directory",
+        ),
     ],
 )
-def test_what_a_project_names_must_be_there(tmp_path, versions, lines, problem):
+def test_what_a_project_names_must_be_there(tmp_path, lines, problem):
     (tmp_path / "secret.env").write_text("KEY=1")
     path = make_project(tmp_path / "p", MINIMAL + lines)
+    (path.parent / "link.env").symlink_to("../secret.env")
+    (path.parent / "loop").symlink_to("loop")
+    (path.parent / "latin.env").write_bytes(b"A=\xff")
+    (path.parent / "node_modules").mkdir()
+    (path.parent / "node_modules" / ".env").write_text("A=1")
+    if "pipe" in lines:
+        os.mkfifo(path.parent / "pipe")
+    versions = ProjectVersions(BlobStore(tmp_path / "data/blobs"), tmp_path / "data/bases")
+    (tmp_path / "data/blobs").mkdir(parents=True)
 
     with pytest.raises(ProjectError) as caught:
-        versions.ingest(path)
+        versions.find(path)
 
     assert caught.value.problems == [problem]
 
@@ -331,7 +565,7 @@ def test_user_code_sees_path_lang_tz_and_what_the_project_says_of_its_environmen
         "FROM_FILE='a b'\nBOTH=from the file\nALSO=file\nEMPTY=\nBARE\n"
     )
 
-    assert prepare(versions, versions.ingest(path)).environment == {
+    assert prepare(versions, ingest(versions, path)).environment == {
         "PATH": "/bin",
         "LANG": "C",
         "FROM_FILE": "a b",
@@ -343,18 +577,76 @@ def test_user_code_sees_path_lang_tz_and_what_the_project_says_of_its_environmen
     }
 
 
+def test_another_python_is_found_from_the_projects_directory(tmp_path, versions):
+    for given in ("env/bin/python", sys.executable):
+        path = make_project(
+            tmp_path / given.replace("/", "-"),
+            MINIMAL + f"start: fresh\nenvironment: {{python: {given}}}\n",
+        )
+        (path.parent / "env" / "bin").mkdir(parents=True)
+        (path.parent / "env" / "pyvenv.cfg").write_text("")
+        make_executable(path.parent / "env/bin/python", f'exec {sys.executable} "$@"')
+
+        setup = prepare(versions, ingest(versions, path))
+
+        assert setup.python == str(path.parent / given)
+        assert setup.start == "fresh"
+        assert not (setup.code / "env").exists()
+
+
+def make_executable(path, script):
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
 @pytest.mark.parametrize(
-    ("given", "expected"), [(".venv/bin/python", None), ("/opt/py", "/opt/py")]
+    ("script", "words"),
+    [
+        (None, "there is no interpreter {python}; make the environment first"),
+        ("echo no python >&2; exit 3", "{python} is no Python 3 that can be used: no python"),
+        (
+            """echo '{"version": [3, 9, 1], "langgraph": null, "path": [], "packages": {}}'""",
+            "{python} is Python 3.9.1; use 3.12 or newer",
+        ),
+        (
+            """echo '{"version": [3, 12, 1], "langgraph": null, "path": [], "packages": {}}'""",
+            "{python} has no langgraph; run `{python} -m pip install langgraph`",
+        ),
+        (
+            """echo '{"version": [3, 12, 1], "langgraph": "0.6.7", "path": [], "packages": {}}'""",
+            (
+                "{python} has langgraph 0.6.7; use 1.0 or newer: run `{python} -m pip install "
+                "--upgrade langgraph`"
+            ),
+        ),
+    ],
 )
-def test_another_python_is_found_from_the_projects_directory(tmp_path, versions, given, expected):
-    path = make_project(
-        tmp_path / "p", MINIMAL + f"start: fresh\nenvironment: {{python: {given}}}\n"
-    )
+def test_an_interpreter_that_cannot_be_used_says_what_to_do(tmp_path, versions, script, words):
+    path = make_project(tmp_path / "p", MINIMAL + "environment: {python: ./py}\n")
+    if script is not None:
+        make_executable(path.parent / "py", script)
 
-    setup = prepare(versions, versions.ingest(path))
+    with pytest.raises(ProjectError) as caught:
+        versions.find(path)
 
-    assert setup.python == (expected or str(path.parent / given))
-    assert setup.start == "fresh"
+    python = path.parent / "py"
+    assert caught.value.problems == ["environment.python: " + words.format(python=python)]
+
+
+def test_what_is_installed_later_is_looked_at_again(tmp_path, versions, describer):
+    path = make_project(tmp_path / "p", MINIMAL + "environment: {python: ./py}\n")
+    answer = {"version": [3, 12, 1], "langgraph": "1.2.22", "path": [str(tmp_path / "site")]}
+    make_executable(path.parent / "py", f"echo '{json.dumps({**answer, 'packages': {}})}'")
+    (tmp_path / "site").mkdir()
+    registry = make_registry(tmp_path, versions, describer)
+    for _ in range(2):
+        asyncio.run(registry.get("p"))
+    assert len(describer.asked) == 1
+
+    (tmp_path / "site" / "new_package").mkdir()
+
+    asyncio.run(registry.get("p"))
+    assert len(describer.asked) == 2
 
 
 # -- the registry --------------------------------------------------------------------------------
@@ -410,6 +702,7 @@ def test_a_project_that_cannot_be_used_is_listed_and_hinders_no_other(
         "name": "broken",
         "version": None,
         "source": str(broken),
+        "ignored": [],
         "problems": ["give `graph` for one graph or `graphs` for several"],
     }
     assert items[str(project)]["problems"] == []

@@ -6,71 +6,86 @@ however the directory changes.
 
 import asyncio
 import json
-import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict
 
 from wtb_core.errors import ProjectError
 from wtb_core.files.blobs import BlobStore
-from wtb_core.files.manifests import Manifest, Stamp, materialise, scan, stamp
-from wtb_core.projects.definition import Environment, ProjectFile, read_project_file
+from wtb_core.files.manifests import Entry, Manifest, Stamp, materialise, scan
+from wtb_core.projects.definition import ProjectFile
+from wtb_core.projects.environment import read_environment
+from wtb_core.projects.interpreters import Interpreters
+from wtb_core.projects.sources import (
+    Sources,
+    describe_os_error,
+    find_python,
+    find_sources,
+    resolve,
+    skip_caches,
+    skip_in_package,
+    stamp_tree,
+)
+from wtb_core.sandbox import workspaces
+from wtb_core.sandbox.building import build_workspace
 from wtb_core.sandbox.setup import ProjectSetup
 
-_CACHES = {"__pycache__", ".git", ".wtb", ".pytest_cache", ".ruff_cache", ".mypy_cache"}
-_INHERITED = ("PATH", "LANG", "TZ")
+Build = Callable[[ProjectSetup, str, Path, Path], Awaitable[str | None]]
 
 
 class Ingested(BaseModel):
-    """One version of a project: its definition and its two trees."""
+    """One version of a project: its definition and its trees."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     definition: ProjectFile
     directory: str
     code: Manifest
+    packages: Manifest = {}
     workspace: Manifest | None
     workspace_in_code: str | None
 
 
 class ProjectVersions:
-    """Versions on this node: ingested from directories, materialised from blobs."""
+    """Versions on this node: ingested from directories, materialised from blobs.
 
-    def __init__(self, blobs: BlobStore, bases: Path) -> None:
+    `build` is `sandbox.building.build_workspace`, or what a test has in its place.
+    """
+
+    def __init__(self, blobs: BlobStore, bases: Path, build: Build = build_workspace) -> None:
         self._blobs = blobs
         self._bases = bases
+        self._build = build
+        self._interpreters = Interpreters()
         self._locks: dict[str, asyncio.Lock] = {}
+        self._built: dict[Path, tuple[list[Stamp], Manifest | str]] = {}
 
-    def ingest(self, path: Path) -> str:
-        """Store the project at `path` and return its version.
+    def find(self, path: Path) -> Sources:
+        """What lies at a project file; see `find_sources`.
 
         Raises:
-            ProjectError: when the file or a directory it names cannot be used.
+            ProjectError: when the file or something it names cannot be used.
         """
-        definition = read_project_file(path)
-        _check_environment_file(path, definition)
-        root = path.parent
-        workspace = _find_workspace(path, definition)
-        inside = workspace is not None and workspace != root and workspace.is_relative_to(root)
+        return find_sources(resolve(path), self._interpreters, [self._blobs.root, self._bases])
+
+    async def ingest(self, sources: Sources) -> str:
+        """Store a project and return its version. Its build runs unless it has for these sources.
+
+        Raises:
+            ProjectError: when something cannot be read or the build fails.
+        """
         try:
-            ingested = Ingested(
-                definition=definition,
-                directory=str(root),
-                code=scan(root, self._blobs, _skip_in_code(workspace if inside else None)),
-                workspace=None if workspace is None else scan(workspace, self._blobs, _skip_caches),
-                workspace_in_code=(
-                    workspace.relative_to(root).as_posix() if workspace and inside else None
-                ),
-            )
+            ingested = await asyncio.to_thread(self._scan, sources)
+            if ingested.definition.build is not None:
+                workspace = await self._find_built(sources, ingested)
+                ingested = ingested.model_copy(update={"workspace": workspace})
+            text = json.dumps(ingested.model_dump(by_alias=True))
+            return await asyncio.to_thread(self._blobs.put, text.encode())
         except OSError as error:
-            raise ProjectError(str(path), [f"cannot be ingested: {error}"]) from error
-        text = json.dumps(ingested.model_dump(by_alias=True))
-        return self._blobs.put(text.encode())
+            raise ProjectError(str(sources.path), [describe_os_error(error)]) from error
 
     def read(self, version: str) -> Ingested:
         """A version's definition and trees.
@@ -90,112 +105,114 @@ class ProjectVersions:
         async with lock:
             return await asyncio.to_thread(self._prepare, version)
 
+    def _scan(self, sources: Sources) -> Ingested:
+        packages: Manifest = {}
+        for name, places in sources.packages.items():
+            for place in places:
+                packages = self._scan_package(name, place) | packages
+        workspace = sources.workspace
+        return Ingested(
+            definition=sources.definition,
+            directory=str(sources.root),
+            code=scan(sources.root, self._blobs, sources.skip_in_code),
+            packages=packages,
+            workspace=None if workspace is None else scan(workspace, self._blobs, skip_caches),
+            workspace_in_code=sources.workspace_in_code,
+        )
+
+    def _scan_package(self, name: str, place: Path) -> Manifest:
+        if place.is_file():
+            return {place.name: Entry(kind="file", blob=self._blobs.put_file(place))}
+        below = scan(place, self._blobs, skip_in_package)
+        inner = {f"{name}/{path}": entry for path, entry in below.items()}
+        return {name: Entry(kind="directory"), **inner}
+
+    async def _find_built(self, sources: Sources, ingested: Ingested) -> Manifest:
+        """The built workspace; a failure is kept like a result, until something changes."""
+        stamps, outcome = self._built.get(sources.path, ([], ""))
+        if stamps != sources.stamps:
+            outcome = await self._run_build(ingested)
+            self._built[sources.path] = (sources.stamps, outcome)
+        if isinstance(outcome, str):
+            raise ProjectError(str(sources.path), [outcome])
+        return outcome
+
+    async def _run_build(self, ingested: Ingested) -> Manifest | str:
+        self._bases.mkdir(parents=True, exist_ok=True)
+        directory = Path(await asyncio.to_thread(tempfile.mkdtemp, "", "build-", self._bases))
+        try:
+            base, workspace = directory / "base", directory / "workspace"
+            await asyncio.to_thread(self._fill, ingested, base)
+            setup = _make_setup(ingested, base, "building")
+            await asyncio.to_thread(workspaces.copy_tree, setup.workspace, workspace)
+            reference = ingested.definition.build or ""
+            problem = await self._build(setup, reference, workspace, directory / "process")
+            if problem is not None:
+                return problem
+            return await asyncio.to_thread(self._scan_built, workspace)
+        finally:
+            await asyncio.to_thread(workspaces.remove_tree, directory)
+
+    def _scan_built(self, workspace: Path) -> Manifest | str:
+        try:
+            stamp_tree(workspace, skip_caches, "the workspace that `build` made")
+            return scan(workspace, self._blobs, skip_caches)
+        except OSError as error:
+            return f"build: what it made {describe_os_error(error)}"
+        except ValueError as error:
+            return f"build: {error}"
+
     def _prepare(self, version: str) -> ProjectSetup:
         ingested = self.read(version)
         base = self._bases / version
         if not base.exists():
             self._materialise(ingested, base)
-        definition = ingested.definition
-        code = base / "code"
-        if ingested.workspace is None:
-            workspace = None
-        elif ingested.workspace_in_code is not None:
-            workspace = code / ingested.workspace_in_code
-        else:
-            workspace = base / "workspace"
-        return ProjectSetup(
-            project=definition.name,
-            version=version,
-            code=code,
-            workspace=workspace,
-            graphs=definition.named_graphs,
-            nodes=definition.nodes,
-            evaluators=definition.evaluators,
-            environment=_environment(definition.environment, code),
-            python=_python(definition.environment, Path(ingested.directory)),
-            start=definition.start,
-        )
+        return _make_setup(ingested, base, version)
 
     def _materialise(self, ingested: Ingested, base: Path) -> None:
-        """Make both trees aside, then name them at once; another process may win the race."""
+        """Make the trees aside, then name them at once; another process may win the race."""
         self._bases.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix="new-", dir=self._bases))
-        materialise(ingested.code, self._blobs, aside / "code")
-        if ingested.workspace is not None:
-            inside = ingested.workspace_in_code
-            target = aside / "workspace" if inside is None else aside / "code" / inside
-            materialise(ingested.workspace, self._blobs, target)
         try:
+            self._fill(ingested, aside)
             aside.rename(base)
         except OSError:
             shutil.rmtree(aside)
             if not base.exists():
                 raise
 
-
-def stamp_project(path: Path) -> list[Stamp]:
-    """Cheap evidence of all that a version is made of.
-
-    Raises:
-        ProjectError: when the file or a directory cannot be read.
-    """
-    definition = read_project_file(path)
-    workspace = _find_workspace(path, definition)
-    try:
-        stamps = stamp(path.parent, _skip_in_code(workspace))
-        return stamps if workspace is None else stamps + stamp(workspace, _skip_caches)
-    except OSError as error:
-        raise ProjectError(str(path), [f"cannot be read: {error}"]) from error
+    def _fill(self, ingested: Ingested, base: Path) -> None:
+        materialise(ingested.code, self._blobs, base / "code")
+        if ingested.packages:
+            materialise(ingested.packages, self._blobs, base / "packages")
+        if ingested.workspace is not None:
+            inside = ingested.workspace_in_code
+            target = base / "workspace" if inside is None else base / "code" / inside
+            materialise(ingested.workspace, self._blobs, target)
 
 
-def _find_workspace(path: Path, definition: ProjectFile) -> Path | None:
-    if definition.workspace is None:
-        return None
-    workspace = (path.parent / definition.workspace).resolve()
-    if not workspace.is_dir():
-        raise ProjectError(str(path), [f"workspace: {definition.workspace} is not a directory"])
-    return workspace
-
-
-def _check_environment_file(path: Path, definition: ProjectFile) -> None:
-    """It is read from the ingested copy, so it must be part of it."""
-    file = definition.environment.file
-    if file is None:
-        return
-    target = (path.parent / file).resolve()
-    if not target.is_file() or not target.is_relative_to(path.parent.resolve()):
-        problem = f"environment.file: {file} is not a file in the project's directory"
-        raise ProjectError(str(path), [problem])
-
-
-def _skip_caches(path: Path) -> bool:
-    return path.name == "__pycache__"
-
-
-def _skip_in_code(workspace: Path | None) -> Callable[[Path], bool]:
-    def skip(path: Path) -> bool:
-        return (
-            path.name in _CACHES
-            or path.name == "node_modules"
-            or path == workspace
-            or (path / "pyvenv.cfg").exists()
-        )
-
-    return skip
-
-
-def _environment(wanted: Environment, code: Path) -> dict[str, str]:
-    """The complete environment of user code, in rising precedence: inherited, file, pass, set."""
-    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    if wanted.file is not None:
-        values: Mapping[str, str | None] = dotenv_values(code / wanted.file, interpolate=False)
-        environment |= {name: value for name, value in values.items() if value is not None}
-    environment |= {name: os.environ[name] for name in wanted.pass_ if name in os.environ}
-    return environment | wanted.set
-
-
-def _python(wanted: Environment, directory: Path) -> str:
-    if wanted.python is None:
-        return sys.executable
-    path = Path(wanted.python)
-    return str(path if path.is_absolute() else directory / path)
+def _make_setup(ingested: Ingested, base: Path, version: str) -> ProjectSetup:
+    definition = ingested.definition
+    code = base / "code"
+    if ingested.workspace is None:
+        workspace = None
+    elif ingested.workspace_in_code is not None:
+        workspace = code / ingested.workspace_in_code
+    else:
+        workspace = base / "workspace"
+    variables = read_environment(definition.environment, code)
+    return ProjectSetup(
+        project=definition.name,
+        version=version,
+        code=code,
+        packages=base / "packages" if ingested.packages else None,
+        directory=Path(ingested.directory),
+        workspace=workspace,
+        graphs=definition.named_graphs,
+        nodes=definition.nodes,
+        evaluators=definition.evaluators,
+        environment=variables.values,
+        secrets=variables.secrets,
+        python=find_python(definition, Path(ingested.directory)),
+        start=definition.start,
+    )

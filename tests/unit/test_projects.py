@@ -10,6 +10,7 @@ import pytest
 from wtb_core.errors import NotFound, ProjectError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.projects import ProjectVersions, Registry, read_project_file
+from wtb_core.projects import sources as sources_module
 from wtb_core.projects import versions as module
 
 REFERENCE = "a reference is `module:attr` or `./file.py:attr`"
@@ -728,3 +729,163 @@ def test_a_file_that_several_patterns_find_is_one_project(project, tmp_path, ver
 
     assert len(refresh(registry)) == 1
     assert asyncio.run(registry.get("p")).source == Path(project)
+
+
+def test_a_version_is_never_made_of_files_that_changed_meanwhile(
+    project, tmp_path, versions, describer
+):
+    ingest = versions.ingest
+    edits = []
+
+    async def edit_meanwhile(sources):
+        version = await ingest(sources)
+        if len(edits) < 2:
+            edits.append(version)
+            (project.parent / "graph.py").write_text(f"build = {len(edits)}0\n")
+        return version
+
+    versions.ingest = edit_meanwhile
+    found = asyncio.run(make_registry(tmp_path, versions, describer).get("p"))
+
+    assert found.version not in edits
+    assert look(prepare(versions, found.version).code)["graph.py"] == "build = 20\n"
+    assert len(describer.asked) == 1
+
+
+def test_files_that_never_rest_are_told(project, tmp_path, versions, describer):
+    ingest = versions.ingest
+    counter = iter(range(1000))
+
+    async def edit_meanwhile(sources):
+        version = await ingest(sources)
+        (project.parent / "graph.py").write_text(f"build = {next(counter)}\n")
+        return version
+
+    versions.ingest = edit_meanwhile
+    with pytest.raises(ProjectError, match="its files changed while they were read"):
+        asyncio.run(make_registry(tmp_path, versions, describer).get("p"))
+
+
+def test_a_file_that_disappears_while_it_is_read_is_no_problem(
+    project, tmp_path, versions, describer
+):
+    (project.parent / "gone.py").write_text("x = 1")
+    find = versions.find
+    looks = []
+
+    def remove_after_first_look(path):
+        found = find(path)
+        looks.append(found)
+        if len(looks) == 1:
+            (project.parent / "gone.py").unlink()
+        return found
+
+    versions.find = remove_after_first_look
+    found = asyncio.run(make_registry(tmp_path, versions, describer).get("p"))
+
+    assert "gone.py" not in look(prepare(versions, found.version).code)
+
+
+def test_many_that_ask_at_once_during_a_change_get_one_whole_version(
+    project, tmp_path, versions, describer
+):
+    registry = make_registry(tmp_path, versions, describer)
+
+    async def ask():
+        first = await asyncio.gather(*(registry.get("p") for _ in range(5)))
+        (project.parent / "graph.py").write_text("build = 2\n")
+        return first, await asyncio.gather(*(registry.get("p") for _ in range(5)))
+
+    first, second = asyncio.run(ask())
+
+    assert len({item.version for item in first}) == len({item.version for item in second}) == 1
+    assert first[0].version != second[0].version
+    assert len(describer.asked) == 2
+
+
+def test_nothing_of_an_unchanged_project_is_read_again(
+    project, tmp_path, versions, describer, monkeypatch
+):
+    registry = make_registry(tmp_path, versions, describer)
+    before = asyncio.run(registry.get("p"))
+    monkeypatch.setattr(module, "scan", None)
+
+    assert asyncio.run(registry.get("p")) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda root: os.mkfifo(root / "pipe"), "cannot be ingested: pipe is neither a file"),
+        (
+            lambda root: (
+                (root / "project.yaml").unlink()
+                or (root / "project.yaml").symlink_to("project.yaml")
+            ),
+            "cannot be read: Too many levels of symbolic links",
+        ),
+        (
+            lambda root: (root / "project.yaml").unlink() or (root / "project.yaml").mkdir(),
+            "is not a file",
+        ),
+        (
+            lambda root: [(root / f"{number}.txt").touch() for number in range(12)],
+            "holds more than 10 files; keep what is no code or base file elsewhere",
+        ),
+        (
+            lambda root: (root / "big").write_bytes(bytes(3 * 1024**2)),
+            "holds more than 2 MiB; keep data elsewhere and name it by an absolute path",
+        ),
+    ],
+)
+def test_a_spoilt_directory_is_told_and_hinders_no_other(
+    project, tmp_path, versions, describer, monkeypatch, spoil, words
+):
+    monkeypatch.setattr(sources_module, "MAX_FILES", 10)
+    monkeypatch.setattr(sources_module, "MAX_TREE_BYTES", 2 * 1024**2)
+    spoilt = make_project(tmp_path / "spoilt", MINIMAL.replace("name: p", "name: spoilt"))
+    spoil(spoilt.parent)
+
+    items = refresh(make_registry(tmp_path, versions, describer))
+
+    [problem] = items[str(spoilt)]["problems"]
+    assert words in problem
+    assert items[str(project)]["problems"] == []
+
+
+def test_links_that_lead_to_themselves_or_away_are_kept_as_links(project, versions):
+    (project.parent / "loop").symlink_to("loop")
+    (project.parent / "up").symlink_to("..")
+
+    setup = prepare(versions, ingest(versions, project))
+
+    assert (setup.code / "loop").is_symlink()
+    assert str((setup.code / "up").readlink()) == ".."
+
+
+def test_the_data_directory_is_no_part_of_a_project_that_holds_it(tmp_path):
+    path = make_project(tmp_path / "p", MINIMAL)
+    data = path.parent / "data"
+    versions = ProjectVersions(BlobStore(data / "blobs"), data / "bases")
+
+    first = ingest(versions, path)
+
+    assert ingest(versions, path) == first
+    assert "data" not in {entry.name for entry in prepare(versions, first).code.iterdir()}
+
+
+def test_a_project_in_the_home_directory_is_refused(tmp_path, versions, monkeypatch):
+    path = make_project(tmp_path / "home", MINIMAL)
+    monkeypatch.setenv("HOME", str(path.parent))
+
+    with pytest.raises(ProjectError, match="is or holds the home directory"):
+        versions.find(path)
+
+
+def test_a_name_that_two_projects_have_is_a_problem_of_both(tmp_path, versions, describer):
+    one, two = (make_project(tmp_path / name, MINIMAL) for name in ("one", "two"))
+
+    items = refresh(make_registry(tmp_path, versions, describer))
+
+    assert items[str(one)]["problems"] == [f"the name 'p' is also that of {two}"]
+    assert items[str(two)]["problems"] == [f"the name 'p' is also that of {one}"]

@@ -125,12 +125,15 @@ def _read(path: Path) -> bytes:
     """A pipe in a project file's place must not be waited for."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ProjectError(str(path), ["is not a file"])
-            data = file.read(MAX_FILE_BYTES + 1)
+        try:
+            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            data = os.read(descriptor, MAX_FILE_BYTES + 1) if is_file else None
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ProjectError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    if data is None:
+        raise ProjectError(str(path), ["is not a file"])
     if len(data) > MAX_FILE_BYTES:
         raise ProjectError(str(path), [f"is larger than {MAX_FILE_BYTES} bytes"])
     return data

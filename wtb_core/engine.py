@@ -20,6 +20,7 @@ from wtb_core.attempts import MAX_LOG_BYTES, Assignment, Evaluation, Failure, Ou
 from wtb_core.checkpoint_store import CheckpointSession, CheckpointStore, Scope
 from wtb_core.errors import FenceError, WtbError
 from wtb_core.files.blobs import BlobStore
+from wtb_core.redaction import Redactor
 from wtb_core.sandbox import workspaces
 from wtb_core.sandbox.evaluating import evaluate
 from wtb_core.sandbox.runs import Ended, NodeLog, Run
@@ -185,17 +186,21 @@ class _Attempt:
         self.start: Literal["fork", "fresh"] = "fork"
         self.start_reason: str | None = None
         self.checkpoints: CheckpointSession | None = None
+        self.redactor = Redactor({})
+        self.output: str | None = None  # without secrets; the evaluators get it as it was
 
     async def run(self) -> Outcome:
         started_at = self.engine.clock()
         try:
-            return await self._run()
+            outcome = await self._run()
+            return self.redactor.outcome(outcome).model_copy(update={"output": self.output})
         except FenceError as error:
             failure = Failure(kind="lost", reason=str(error))
         except WtbError as error:
             failure = Failure(kind="setup", reason=str(error))
         duration_ms = round((self.engine.clock() - started_at) * 1000)
-        return self._outcome("failed", failure=failure, duration_ms=duration_ms)
+        outcome = self._outcome("failed", failure=failure, duration_ms=duration_ms)
+        return self.redactor.outcome(outcome)
 
     async def _run(self) -> Outcome:
         assignment = self.assignment
@@ -203,6 +208,7 @@ class _Attempt:
         try:
             supervisor = shared.supervisor
             setup = supervisor.setup
+            self.redactor = Redactor(setup.secrets)
             await finish_in_thread(self._make_directories, setup)
             scope = Scope(assignment.execution_id, assignment.attempt)
             await self.engine.checkpoints.raise_fence(*scope)
@@ -311,14 +317,15 @@ class _Attempt:
         try:
             text = output.decode()
             await asyncio.to_thread(json.loads, text)
-        except ValueError as error:
+            self.output = await asyncio.to_thread(self.redactor.json_text, text)
+        except (ValueError, RecursionError) as error:
             return None, Failure(kind="invalid_output", reason=f"output: not JSON: {error}")
         return text, None
 
     def _store_logs(self) -> tuple[str | None, str | None]:
         found: list[str | None] = []
         for name in ("stdout", "stderr"):
-            data = workspaces.read_head(self.directory / name, MAX_LOG_BYTES)
+            data = workspaces.read_head(self.directory / name, MAX_LOG_BYTES, self.redactor)
             found.append(None if data is None else self.engine.blobs.put(data))
         return found[0], found[1]
 

@@ -149,6 +149,13 @@ def _node_names(
     if described["kind"] != "state_graph":
         yield Problem(path, f"the graph {graph!r} is not a StateGraph; its nodes cannot be swapped")
     elif node not in described["nodes"]:
+        if outer := [o for o, nodes in described.get("subgraphs", {}).items() if node in nodes]:
+            yield Problem(
+                path,
+                f"{node!r} is a node of the subgraph {outer[0]!r}; only the own nodes of the graph "
+                f"{graph!r} can be swapped: {', '.join(described['nodes'])}",
+            )
+            return
         yield Problem(path, _unknown(f"node in the graph {graph!r}", node, described["nodes"]))
     elif isinstance(name, str):
         known = project.description["nodes"].get(node, [])

@@ -658,6 +658,24 @@ def test_describe_tells_what_there_is(shaped):
     assert found["langgraph"][0].isdigit()
 
 
+def test_describe_tells_of_subgraphs_and_of_implementations_that_fit_no_graph(bench):
+    graphs = {"default": "./graphs.py:nested"}
+    implementations = {"x": "./graphs.py:decrement"}
+    nodes = dict.fromkeys(("inner_increment", "unknown"), implementations)
+    setup = bench.add("loose", "shapes", graphs, nodes=nodes)
+    found = bench.call(describe(setup))
+    [(outer, inner)] = found["graphs"]["default"]["subgraphs"].items()
+    assert "inner_increment" in inner
+    assert sorted(found["problems"]) == [
+        (
+            f"nodes.inner_increment: it is a node of the subgraph {outer!r}; only the graph's own nodes can "
+            "be replaced"
+        ),
+        "nodes.unknown: no graph has this node; there are: "
+        + ", ".join(sorted(found["graphs"]["default"]["nodes"])),
+    ]
+
+
 def test_describe_names_every_problem(hostile, scored):
     problems = hostile.call(describe(hostile.setups["hostile"]))["problems"]
     assert sorted(problem.split(":")[1].split()[0] for problem in problems) == [
@@ -676,11 +694,14 @@ def test_describe_names_every_problem(hostile, scored):
         ("hangs_at_import", 3, "importing the project took longer than 3 s"),
     ],
 )
-def test_describe_survives_what_it_imports(bench, source, timeout_s, message):
+def test_describe_survives_what_it_imports(
+    bench, tmp_path, monkeypatch, source, timeout_s, message
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     setup = bench.add("described", "hostile", {"default": f"./{source}.py:graph"})
     [problem] = bench.call(describe(setup, timeout_s=timeout_s), 100)["problems"]
     assert message in problem
-    assert find_processes_of(Path(tempfile.gettempdir()) / "wtb-describe-") == []
+    assert find_processes_of(tmp_path) == []
 
 
 def test_describe_says_why_a_project_starts_fresh(bench):

@@ -23,6 +23,7 @@ class Service(NamedTuple):
     handle: object
     data_dir: Path
     address: str
+    projects: Path
 
 
 def find_free_port() -> int:
@@ -52,12 +53,17 @@ def ray_cluster() -> Iterator[str]:
 def service(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     port = find_free_port()
     data_dir = tmp_path_factory.mktemp("data")
+    projects = tmp_path_factory.mktemp("projects")
     serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
     args = AppArgs.model_validate(
         {
             "root": str(PROJECTS),
             "data_dir": str(data_dir),
-            "projects": ["*/project.yaml", "../../examples/*/project.yaml"],
+            "projects": [
+                "*/project.yaml",
+                "../../examples/*/project.yaml",
+                f"{projects}/*/project.yaml",
+            ],
             "max_pending_executions": 30_000,
             "executor": {
                 "min_replicas": 1,
@@ -71,7 +77,7 @@ def service(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     handle = serve.run(build_app(args), name="wtb", route_prefix="/")
     url = f"http://127.0.0.1:{port}"
     wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
-    yield Service(url, handle, data_dir, ray_cluster)
+    yield Service(url, handle, data_dir, ray_cluster, projects)
     serve.delete("wtb")
 
 

@@ -27,7 +27,11 @@ variant_files: ["prompts/**/*.md", "top.txt"]
 DESCRIPTION = {
     "graphs": {
         "default": {"kind": "state_graph", "nodes": ["propose", "accept"]},
-        "other": {"kind": "state_graph", "nodes": ["answer"]},
+        "other": {
+            "kind": "state_graph",
+            "nodes": ["answer"],
+            "subgraphs": {"answer": ["think"]},
+        },
         "plain": {"kind": "functional", "nodes": []},
     },
     "nodes": {"propose": ["flip", "shift"], "accept": []},
@@ -101,6 +105,7 @@ def test_a_name_that_the_project_does_not_have_is_answered_with_those_it_has(reg
             {"name": "b", "nodes": {"no": "flip", "propose": "no", "accept": "flip"}},
             {"name": "c", "graph": "other", "nodes": {"propose": "flip"}},
             {"name": "d", "graph": "plain", "nodes": {"propose": "flip"}},
+            {"name": "e", "graph": "other", "nodes": {"think": "flip"}},
         ],
         evaluators=["tests_pass", "no"],
     )
@@ -121,6 +126,10 @@ def test_a_name_that_the_project_does_not_have_is_answered_with_those_it_has(reg
         ),
         "variants[3].nodes.propose": (
             "the graph 'plain' is not a StateGraph; its nodes cannot be swapped"
+        ),
+        "variants[4].nodes.think": (
+            "'think' is a node of the subgraph 'answer'; only the own nodes of the graph 'other' "
+            "can be swapped: answer"
         ),
         "evaluators[1]": "there is no evaluator 'no'; there is: many, size, tests_pass",
     }

@@ -71,10 +71,13 @@ def scan(root: Path, blobs: BlobStore, skip: Skip) -> Manifest:
 
 def stamp(root: Path, skip: Skip) -> list[Stamp]:
     """Cheap evidence of a tree's content: equal stamps mean nothing was written in between."""
-    return [
-        Stamp(name, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
-        for _, name, info in _walk(root, skip)
-    ]
+    return list(iterate_stamps(root, skip))
+
+
+def iterate_stamps(root: Path, skip: Skip) -> Iterator[Stamp]:
+    """The same one by one, for a tree that may be too large."""
+    for _, name, info in _walk(root, skip):
+        yield Stamp(name, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
 
 
 def materialise(manifest: Manifest, blobs: BlobStore, target: Path) -> None:

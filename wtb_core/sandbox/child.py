@@ -1,4 +1,4 @@
-"""Runs one job beside user code: an attempt, its evaluators, or the description of a project.
+"""Runs one job beside user code: an attempt, its evaluators, a project's build or description.
 
 The job arrives as the first frame of the session. Everything that happens is posted, the result
 last; then the process ends without waiting for threads that user code left behind. An exception of
@@ -28,7 +28,7 @@ from wtb_core.sandbox import faults, scoring
 from wtb_core.sandbox.describe import describe_project
 from wtb_core.sandbox.driving import STREAM_MODES, NodeRecorder, Unanswered, drive
 from wtb_core.sandbox.obstacles import find_fork_obstacle
-from wtb_core.sandbox.project import Loaded, LoadedProject, explain
+from wtb_core.sandbox.project import Loaded, LoadedProject, build, explain
 from wtb_core.sandbox.rendering import render
 from wtb_core.sandbox.wire import Channel
 
@@ -65,6 +65,11 @@ def main(sock: socket.socket, project: LoadedProject | None) -> NoReturn:
             session.post({"op": "started"})
             scoring.evaluate(job, project, session)
             _end(session, {"op": "result", "status": "succeeded"})
+        case "build":
+            os.chdir(job["workspace"])
+            session.post({"op": "started"})
+            reason = build(job["reference"], Path(job["workspace"]), project)
+            _end(session, {"op": "result", "reason": reason})
         case "describe":
             obstacle = find_fork_obstacle(frozenset({sock.fileno()}))
             description = json.dumps(describe_project(project, obstacle)).encode()
@@ -169,7 +174,7 @@ def _prepare(job: dict[str, Any], project: LoadedProject, session: ChannelSessio
     except GraphError as error:
         raise _Fault({"kind": "error", "reason": str(error)}) from error
     except Exception as error:  # a factory is user code, and the variant's config may be its fault
-        fault = explain(error, loaded.reference, project.code)
+        fault = explain(error, loaded.reference, project.roots)
         raise _Fault({"kind": "error", **fault}) from error
 
 

@@ -4,12 +4,13 @@ Runs in a process of its own: no deployment imports project code.
 """
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph import StateGraph
+from langgraph.graph.state import CompiledStateGraph
 
 from wtb_core.graphs import needs_asyncio, node_names, prepare, resolve_graph, takes_config
 from wtb_core.sandbox.project import Loaded, LoadedProject, explain
@@ -29,7 +30,7 @@ def describe_project(project: LoadedProject, obstacle: str | None) -> dict[str, 
             try:
                 described[name] = part(loaded)
             except Exception as error:  # noqa: BLE001 - factories are user code
-                problems.append(explain(error, loaded.reference, project.code)["reason"])
+                problems.append(explain(error, loaded.reference, project.roots)["reason"])
         return described
 
     graphs = collect(project.graphs, _describe_graph)
@@ -38,16 +39,36 @@ def describe_project(project: LoadedProject, obstacle: str | None) -> dict[str, 
     for name, found in evaluators.items():
         reference = project.evaluators[name].reference
         problems += [f"{reference}: {fault}" for fault in found.pop("problems")]
+    if len(graphs) == len(project.graphs):  # else the nodes may be those of a broken one
+        problems += _find_unknown_nodes(project, graphs)
     return {
         "graphs": graphs,
         "nodes": nodes,
         "evaluators": evaluators,
-        "problems": problems,
+        "problems": list(dict.fromkeys(problems)),
         "start": "fresh" if obstacle else "fork",
         "start_reason": obstacle,
         "python": platform.python_version(),
         "langgraph": metadata.version("langgraph"),
     }
+
+
+def _find_unknown_nodes(project: LoadedProject, graphs: dict[str, Any]) -> Iterator[str]:
+    known = {node for graph in graphs.values() for node in graph["nodes"]}
+    inner = {
+        node: outer
+        for graph in graphs.values()
+        for outer, nodes in graph["subgraphs"].items()
+        for node in nodes
+    }
+    for node in project.nodes.keys() - known:
+        if node in inner:
+            yield (
+                f"nodes.{node}: it is a node of the subgraph {inner[node]!r}; only the graph's own "
+                "nodes can be replaced"
+            )
+        else:
+            yield f"nodes.{node}: no graph has this node; there are: {', '.join(sorted(known))}"
 
 
 def _describe_graph(loaded: Loaded) -> dict[str, Any]:
@@ -59,6 +80,11 @@ def _describe_graph(loaded: Loaded) -> dict[str, Any]:
     return {
         "kind": "state_graph" if state_graph else "functional",
         "nodes": node_names(graph),
+        "subgraphs": {
+            name: node_names(subgraph)
+            for name, subgraph in runnable.get_subgraphs(recurse=True)
+            if isinstance(subgraph, CompiledStateGraph)
+        },
         "asynchronous": needs_asyncio(runnable),
         "input_schema": _schema(runnable.get_input_jsonschema),
         "output_schema": _schema(runnable.get_output_jsonschema),

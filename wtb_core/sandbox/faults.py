@@ -1,6 +1,7 @@
 """Exceptions of user code as data: type, message, traceback and the user's own line."""
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,13 @@ def type_name(error: object) -> str:
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
 
 
-def find_user_line(error: BaseException, code: Path) -> str | None:
-    """`file.py:12`, the innermost place below `code` that an exception went through."""
+def find_user_line(error: BaseException, roots: Sequence[Path]) -> str | None:
+    """`file.py:12`, the innermost place below one of `roots` that an exception went through."""
     found: str | None = None
     if isinstance(error, SyntaxError) and error.filename:
-        found = _relative(error.filename, error.lineno or 0, code)
+        found = _relative(error.filename, error.lineno or 0, roots)
     for frame in traceback.extract_tb(error.__traceback__):
-        found = _relative(frame.filename, frame.lineno or 0, code) or found
+        found = _relative(frame.filename, frame.lineno or 0, roots) or found
     return found
 
 
@@ -49,9 +50,10 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _relative(filename: str, line: int, code: Path) -> str | None:
+def _relative(filename: str, line: int, roots: Sequence[Path]) -> str | None:
     path = Path(filename)
-    return f"{path.relative_to(code)}:{line}" if path.is_relative_to(code) else None
+    root = next((root for root in roots if path.is_relative_to(root)), None)
+    return None if root is None else f"{path.relative_to(root)}:{line}"
 
 
 def _format(error: BaseException) -> list[str]:

@@ -1,8 +1,9 @@
 """A project's objects, imported: what a zygote keeps ready and a fresh process loads for itself."""
 
+import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +25,13 @@ class LoadedProject:
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
         self.code = Path(setup["code"])
-        sys.path.insert(0, str(self.code))
+        packages = setup.get("packages")
+        self.roots = [self.code, *([Path(packages)] if packages else [])]
+        _import_from(self.roots, setup.get("directory"))
         os.chdir(self.code)
-        self.graphs = {name: self._load(ref, _ready_graph) for name, ref in setup["graphs"].items()}
+        graphs: dict[str, str] = setup["graphs"]
+        loaded = {ref: self._load(ref, _ready_graph) for ref in dict.fromkeys(graphs.values())}
+        self.graphs = {name: loaded[ref] for name, ref in graphs.items()}
         self.nodes = {
             node: {name: self._load(ref) for name, ref in implementations.items()}
             for node, implementations in setup["nodes"].items()
@@ -41,7 +46,7 @@ class LoadedProject:
         except WtbError as error:
             return Loaded(reference, fault={"reason": str(error)})
         except BaseException as error:  # noqa: BLE001 - user code at import raises what it likes
-            return Loaded(reference, fault=explain(error, reference, self.code))
+            return Loaded(reference, fault=explain(error, reference, self.roots))
 
 
 def _ready_graph(reference: str, found: Any) -> Any:
@@ -53,10 +58,41 @@ def _ready_graph(reference: str, found: Any) -> Any:
     return graph
 
 
-def explain(error: BaseException, reference: str, code: Path) -> dict[str, Any]:
+def _import_from(roots: list[Path], directory: str | None) -> None:
+    """Put the ingested copies first, and in the place of directories they are copies of.
+
+    An editable install of the project's own `src` would lead past the version.
+    """
+    code = roots[0]
+    entries: list[str] = []
+    for entry in sys.path:
+        path = Path(entry)
+        if directory is not None and path.is_relative_to(directory):
+            copied = code / path.relative_to(directory)
+            entries.append(str(copied) if copied.is_dir() else entry)
+        else:
+            entries.append(entry)
+    sys.path[:] = [*map(str, roots), *entries]
+
+
+def build(reference: str, workspace: Path, project: LoadedProject) -> str | None:
+    """Let the project's build fill `workspace`; what is wrong, None when it went well."""
+    try:
+        made = load_reference(project.code, reference)(workspace)
+    except WtbError as error:
+        return str(error)
+    except BaseException as error:  # noqa: BLE001 - user code raises what it likes
+        return str(explain(error, reference, project.roots)["reason"])
+    if inspect.iscoroutine(made):
+        made.close()
+        return f"{reference}: an async build is not supported; make it a plain def"
+    return None
+
+
+def explain(error: BaseException, reference: str, roots: Sequence[Path]) -> dict[str, Any]:
     """A fault in plain words, with the exception beside them."""
     described = faults.describe_error(error)
-    line = faults.find_user_line(error, code)
+    line = faults.find_user_line(error, roots)
     place = f" at {line}" if line else ""
     reason = f"{reference}: {described['error_type']}{place}: {described['message']}"
     return {"reason": reason, **described}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from wtb_core.errors import SetupError, WireError
+from wtb_core.redaction import Redactor
 from wtb_core.sandbox import boot
 from wtb_core.sandbox.setup import ProjectSetup
 from wtb_core.sandbox.wire import AsyncChannel
@@ -233,7 +234,8 @@ class Supervisor:
                 )
             except OSError as error:
                 raise SetupError(
-                    "start", f"{self.setup.python} cannot be started: {error.strerror}"
+                    "start",
+                    f"the interpreter {self.setup.python} cannot be started: {error.strerror}",
                 ) from error
 
     def _with_log(self, message: str) -> str:
@@ -250,10 +252,12 @@ def read_tail(path: Path, lines: int = _LOG_LINES) -> str:
     """The last lines of a log, cut to a few kilobytes; empty when there is none."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_CHARS))
+            cut = file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_CHARS)) > 0
             text = file.read(_LOG_CHARS).decode(errors="replace")
     except FileNotFoundError:
         return ""
+    if cut:  # a part of a line may be a part of a secret, which redaction would not know
+        text = text.partition("\n")[2] or "(one long line)"
     return "\n".join(text.strip().splitlines()[-lines:])
 
 
@@ -286,6 +290,7 @@ async def describe(setup: ProjectSetup, timeout_s: float = DESCRIBE_TIMEOUT_S) -
         description = _undescribed(error.message)
     finally:
         await supervisor.close()
+    description = Redactor(setup.secrets).value(description)
     if setup.start == "fresh":
         return {**description, "start": "fresh", "start_reason": supervisor.start_reason}
     return description

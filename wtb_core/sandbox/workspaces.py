@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wtb_core.errors import SetupError
+from wtb_core.redaction import Redactor
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -100,12 +101,12 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def read_head(path: Path, limit: int) -> bytes | None:
-    """The first `limit` bytes of a log, with a last line that says so when it is cut."""
+def read_head(path: Path, limit: int, redactor: Redactor) -> bytes | None:
+    """The first `limit` bytes of a log without secrets; a last line says so when it is cut."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(limit)
+            data = redactor.log(file.read(limit + redactor.longest_bytes), limit)
     except FileNotFoundError:
         return None
     if size > limit:

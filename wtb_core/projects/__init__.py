@@ -1,0 +1,15 @@
+"""Projects: what a user's file says, its content as a version, and what its code offers."""
+
+from wtb_core.projects.definition import Environment, ProjectFile, ScoreRule, read_project_file
+from wtb_core.projects.registry import Project, Registry
+from wtb_core.projects.versions import ProjectVersions
+
+__all__ = [
+    "Environment",
+    "Project",
+    "ProjectFile",
+    "ProjectVersions",
+    "Registry",
+    "ScoreRule",
+    "read_project_file",
+]

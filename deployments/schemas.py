@@ -258,6 +258,7 @@ class GraphDescription(_Answer):
 
     kind: Literal["state_graph", "functional"]
     nodes: list[str]
+    subgraphs: dict[str, list[str]]
     asynchronous: bool
     input_schema: Any
     output_schema: Any
@@ -276,6 +277,7 @@ class Project(_Answer):
     scores: dict[str, dict[str, Any]]
     start: Literal["fork", "fresh"] | None
     start_reason: str | None
+    ignored: list[str]
     problems: list[str]
 
 

@@ -25,6 +25,7 @@ import httpx
 import httpx_sse
 
 from wtb_core import errors
+from wtb_core.sequential import BatchTestRunner
 from wtb_core.states import TERMINAL_BATCH
 
 CONNECT_TIMEOUT_S = 5.0
@@ -247,7 +248,12 @@ class HttpClient:
 
     async def projects(self) -> list[Json]:
         """See `Client`."""
-        return (await self._request("GET", "/v1/projects"))["items"]
+
+        async def read_page(cursor: str | None) -> Json:
+            params = _present({"limit": PAGE, "cursor": cursor})
+            return await self._request("GET", "/v1/projects", params=params)
+
+        return [item async for item in _walk(read_page)]
 
     async def close(self) -> None:
         """See `Client`."""
@@ -382,7 +388,11 @@ class HandleClient:
 
     async def projects(self) -> list[Json]:
         """See `Client`."""
-        return (await self._call("list_projects"))["items"]
+
+        async def read_page(cursor: str | None) -> Json:
+            return await self._call("list_projects", PAGE, cursor)
+
+        return [item async for item in _walk(read_page)]
 
     async def close(self) -> None:
         """See `Client`; a handle needs no closing."""
@@ -427,7 +437,7 @@ class HandleClient:
 class LocalClient:
     """The sequential runner, on the event loop of the caller."""
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: BatchTestRunner) -> None:
         self._runner = runner
         self._turn = asyncio.Lock()
         self._runs: dict[str, asyncio.Task[None]] = {}

@@ -37,24 +37,6 @@ def export(
         yield _to_junit(batch, executions)
 
 
-def comparison_to_csv(comparison: Json) -> str:
-    """One row a variant; each metric has a column for its mean and one for its n."""
-    out = io.StringIO()
-    writer = csv.writer(out)
-    metrics = comparison["metrics"]
-    heads = [head for metric in metrics for head in (metric, f"{metric}.n")]
-    writer.writerow(
-        ["variant", "n", "succeeded", "failed", "cancelled", *heads, "overall_score", "overall.n"]
-    )
-    for row in comparison["variants"]:
-        scores = [v for m in metrics for v in (row["scores"][m]["mean"], row["scores"][m]["n"])]
-        overall = row["overall_score"]
-        failed = sum(row["failed"].values())
-        counts = [row["variant"], row["n"], row["succeeded"], failed, row["cancelled"]]
-        writer.writerow([*counts, *scores, overall["mean"], overall["n"]])
-    return out.getvalue()
-
-
 def write_atomically(path: Path, pieces: Iterable[str]) -> None:
     """Write a file that is there whole or, when the pieces fail, not at all.
 

@@ -17,7 +17,7 @@ from deployments.app import AppArgs, ExecutorArgs
 from deployments.batch_ingress import BatchIngress, Settings
 from wtb_core import cli, events, specs
 from wtb_core.data import DataDir
-from wtb_core.project_files import Environment, ProjectFile, ScoreRule
+from wtb_core.projects import Environment, ProjectFile, ScoreRule
 from wtb_core.testbench import AsyncTestBench, TestBench
 
 SPEC: dict[str, Any] = {

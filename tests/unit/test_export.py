@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wtb_core.export import comparison_to_csv, export, write_atomically
+from wtb_core.export import export, write_atomically
+from wtb_core.report import render_csv
 
 BATCH = {"batch_id": "b-1", "name": None}
 COMPARISON = {
@@ -84,7 +85,7 @@ def test_csv_is_one_execution_a_row_with_a_column_for_each_metric():
 
 
 def test_a_comparison_as_csv_is_one_variant_a_row():
-    (row,) = csv.DictReader(io.StringIO(comparison_to_csv(COMPARISON)))
+    (row,) = csv.DictReader(io.StringIO(render_csv(COMPARISON)))
 
     assert row == {
         "variant": "one",

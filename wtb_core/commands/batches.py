@@ -25,8 +25,8 @@ from wtb_core.display import (
     print_plan,
     to_json,
 )
-from wtb_core.export import FORMATS, comparison_to_csv, export, write_atomically
-from wtb_core.report import render_markdown
+from wtb_core.export import FORMATS, export, write_atomically
+from wtb_core.report import render_csv, render_markdown
 from wtb_core.selection import Selection
 from wtb_core.states import BATCH, TERMINAL_BATCH
 from wtb_core.testbench import (
@@ -189,7 +189,7 @@ def compare(door: Door, batch_id: str, format_: str) -> None:
     if door.as_json or format_ == "json":
         click.echo(to_json(comparison))
     elif format_ == "csv":
-        click.echo(comparison_to_csv(comparison), nl=False)
+        click.echo(render_csv(comparison), nl=False)
     elif format_ == "md":
         click.echo(render_markdown(comparison), nl=False)
     else:

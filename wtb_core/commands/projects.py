@@ -1,6 +1,5 @@
 """`wtb project`: list, show, check."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from wtb_core.commands.options import (
     with_service,
 )
 from wtb_core.display import make_console, print_project, print_projects, to_json
+from wtb_core.testbench import read_spec
 
 
 @click.group(cls=ListingGroup)
@@ -56,9 +56,11 @@ def show(door: Door, name: str) -> None:
 def check(path: Path, graph: str, given: str | None, spec: Path | None, *, as_json: bool) -> None:
     """Import and compile the project at PATH, list what it offers, say what is wrong."""
     # It brings the sandbox with it, which no other command needs.
-    checking: Any = importlib.import_module("wtb_core.checking")
+    from wtb_core import checking
+
     value = checking.MISSING if given is None else _parse(given)
-    report = checking.check_project(path, graph=graph, given=value, spec=spec)
+    batch = None if spec is None else read_spec(spec)
+    report = checking.check_project(path, graph=graph, given=value, spec=batch)
     if as_json:
         click.echo(to_json(report.model_dump(mode="json")))
     else:

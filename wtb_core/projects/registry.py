@@ -206,6 +206,12 @@ def _summarise(path: Path, known: _Known) -> dict[str, Any]:
             "name": name,
             "version": None,
             "source": str(path),
+            "graphs": {},
+            "nodes": {},
+            "evaluators": [],
+            "scores": {},
+            "start": None,
+            "start_reason": None,
             "ignored": ignored,
             "problems": problems,
         }

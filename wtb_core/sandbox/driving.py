@@ -26,6 +26,7 @@ STREAM_MODES = ["values", "updates", "tasks"]
 
 _INTERRUPT = "__interrupt__"
 _TASK_NOTE = re.compile(r"During task with name '.*' and id '(.+)'", re.DOTALL)
+_UNSTARTED_NOTE = re.compile(r"Before task with name '(.*)' and path '.+'", re.DOTALL)
 _MAX_SHOWN_CHARS = 2000
 
 
@@ -67,15 +68,23 @@ class NodeRecorder:
     def fail(self, error: BaseException) -> str | None:
         """The node that `error` came out of, None when it is not known.
 
-        LangGraph notes the task on the exception, the innermost graph's first; whether it also
-        announces the task's end depends on how many tasks run.
+        LangGraph notes the tasks on the exception, the innermost first; whether it also announces
+        a task's end depends on how many tasks run. A task whose input the state's schema refuses
+        has not started, and those before it have ended well.
         """
-        notes = [_TASK_NOTE.fullmatch(str(note)) for note in getattr(error, "__notes__", ())]
-        known = {match[1] for match in notes if match} & {*self._running, *self._failed}
+        notes = [str(note) for note in getattr(error, "__notes__", ())]
+        during = [match[1] for match in map(_TASK_NOTE.fullmatch, notes) if match]
+        before = [match[1] for match in map(_UNSTARTED_NOTE.fullmatch, notes) if match]
+        known = [task_id for task_id in during if task_id in {*self._running, *self._failed}]
+        if not known and before:
+            for task_id in list(self._running):
+                self._end(task_id, None)
+            return before[-1]
         if not known and len(self._running) == 1:
-            known = set(self._running)
-        for task_id in known & set(self._running):
-            self._end(task_id, error)
+            known = list(self._running)
+        for task_id in known:
+            if task_id in self._running:
+                self._end(task_id, error)
         return next((self._failed[task_id] for task_id in known), None)
 
     def _end(self, task_id: str, error: object) -> None:

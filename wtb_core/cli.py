@@ -26,7 +26,8 @@ from wtb_core.errors import (
     Unavailable,
     WtbError,
 )
-from wtb_core.testbench import DEFAULT_PROJECTS, DEFAULT_URL, TestBench, read_spec
+from wtb_core.spec_files import read_spec
+from wtb_core.testbench import DEFAULT_PROJECTS, DEFAULT_URL, TestBench
 
 EXIT_NOT_ALL = 1
 EXIT_USAGE = 2

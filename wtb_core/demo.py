@@ -31,7 +31,8 @@ from wtb_core.display import (
     print_execution,
 )
 from wtb_core.errors import RequestRefused, Unavailable
-from wtb_core.testbench import TestBench, read_spec
+from wtb_core.spec_files import read_spec
+from wtb_core.testbench import TestBench
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0

@@ -20,6 +20,7 @@ class NewBatch(NamedTuple):
     scores: dict[str, dict[str, Any]]
     idempotency_key: str | None = None
     retry_of: str | None = None
+    submitted_by: str | None = None
 
 
 class Receipt(NamedTuple):

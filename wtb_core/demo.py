@@ -27,7 +27,8 @@ from wtb_core.display import (
 from wtb_core.doctor import ask_service
 from wtb_core.errors import Unavailable
 from wtb_core.serving import ServeConfig, find_free_port, is_free, serve_command
-from wtb_core.testbench import TestBench, read_spec
+from wtb_core.spec_files import read_spec
+from wtb_core.testbench import TestBench
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 45.0

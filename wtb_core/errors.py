@@ -2,6 +2,7 @@
 
     WtbError
     ├── InvalidSpec          a batch spec with its problems, each with a path
+    ├── InvalidDocument      a JSON or YAML text that cannot be read
     ├── InvalidRequest       a parameter of a call is wrong
     ├── NotFound             no such batch, execution, project or file
     ├── Conflict             the idempotency key belongs to another spec
@@ -54,6 +55,27 @@ class InvalidSpec(WtbError):
         lines = "\n".join(f"  {problem}" for problem in self.problems)
         count = len(self.problems)
         return f"the spec has {count} problem{'s' if count != 1 else ''}:\n{lines}"
+
+
+class InvalidDocument(WtbError):
+    """A JSON or YAML text that cannot be read; lines and columns count from 1."""
+
+    def __init__(
+        self, kind: str, message: str, line: int | None = None, column: int | None = None
+    ) -> None:
+        super().__init__(kind, message, line, column)
+        self.kind = kind
+        self.message = message
+        self.line = line
+        self.column = column
+
+    def __str__(self) -> str:
+        if self.line is None:
+            return f"this is not {self.kind} that can be read: {self.message}"
+        return (
+            f"this is not {self.kind} that can be read, line {self.line}, column {self.column}: "
+            f"{self.message}"
+        )
 
 
 class InvalidRequest(WtbError):

@@ -4,6 +4,7 @@ Variants are few and made at once. Executions are numbers: execution `i` of a ba
 `i` alone, so a batch of any size needs no list of them.
 """
 
+import difflib
 import itertools
 import json
 import math
@@ -12,9 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from wtb_core.errors import Problem
-from wtb_core.specs import NAME_PATTERN, BatchSpec, Matrix, MatrixEntry, Variant
+from wtb_core.specs import (
+    MAX_AXES,
+    MAX_PROBLEMS,
+    MAX_VARIANTS,
+    NAME_PATTERN,
+    BatchSpec,
+    Matrix,
+    MatrixEntry,
+    Variant,
+)
 
-MAX_VARIANTS = 10_000
+MAX_VARIANTS_CHARS = 64 * 2**20
 _NAME_PART = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NAME = re.compile(NAME_PATTERN)
 
@@ -79,32 +89,64 @@ def expand(spec: BatchSpec) -> list[Variant]:
 
 
 def find_problems(spec: BatchSpec) -> list[Problem]:
-    """What is wrong with a spec's variants as a whole."""
-    count = len(spec.variants)
-    if spec.matrix is not None:
-        count += _product_size(spec.matrix) + len(spec.matrix.include)
+    """What is wrong with a spec's variants as a whole, at most `MAX_PROBLEMS`.
+
+    Nothing is expanded that would be too large.
+    """
+    if problems := _find_size_problems(spec):
+        return problems
+    return list(itertools.islice(_find_name_problems(spec), MAX_PROBLEMS))
+
+
+def _find_size_problems(spec: BatchSpec) -> list[Problem]:
+    if spec.matrix is None:
+        return []
+    axes = _axes(spec.matrix)
+    if len(axes) > MAX_AXES:
+        return [Problem("matrix", f"it varies {len(axes)} things; {MAX_AXES} is the most")]
+    product = _product_size(spec.matrix)
+    count = len(spec.variants) + product + len(spec.matrix.include)
     if count > MAX_VARIANTS:
         message = f"{count} variants are more than {MAX_VARIANTS}; split the batch"
         return [Problem("matrix", message)]
-    problems: list[Problem] = []
+    chars = sum(
+        product // len(axis.values) * sum(len(json.dumps(value)) for value in axis.values)
+        for axis in axes
+    )
+    if chars > MAX_VARIANTS_CHARS:
+        message = (
+            f"its variants' values are {chars} characters in all, more than {MAX_VARIANTS_CHARS}; "
+            "keep large values in the workspace"
+        )
+        return [Problem("matrix", message)]
+    return []
+
+
+def _find_name_problems(spec: BatchSpec) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for path, variant in _with_paths(spec):
-        if not _NAME.fullmatch(variant.name):
-            problems.append(
-                Problem(path, f"{variant.name[:80]!r} is no name; list this variant with its own")
+        name = variant.name
+        if not _NAME.fullmatch(name):
+            yield Problem(path, f"{name[:80]!r} is no name; list this variant with its own")
+        elif seen.get(name) == path:
+            yield Problem(
+                path,
+                f"two combinations are named {name!r}; leave one out, or list it with its own name",
             )
-        elif variant.name in seen:
-            problems.append(
-                Problem(
-                    f"{path}.name", f"{variant.name!r} is also the name of {seen[variant.name]}"
-                )
-            )
-        seen.setdefault(variant.name, path)
+        elif name in seen:
+            yield Problem(f"{path}.name", f"{name!r} is also the name of {seen[name]}")
+        seen.setdefault(name, path)
     if not seen:
-        problems.append(Problem("matrix", "every combination is excluded; no variant is left"))
+        reason = (
+            "every combination is excluded"
+            if spec.matrix is not None and _product_size(spec.matrix)
+            else "it has no list of values"
+        )
+        yield Problem("matrix", f"{reason}; no variant is left")
     elif spec.baseline is not None and spec.baseline not in seen:
-        problems.append(Problem("baseline", f"there is no variant {spec.baseline!r}"))
-    return problems
+        near = difflib.get_close_matches(spec.baseline[:128], seen, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        yield Problem("baseline", f"there is no variant {spec.baseline[:80]!r}{hint}")
 
 
 def _with_paths(spec: BatchSpec) -> Iterator[tuple[str, Variant]]:

@@ -1,30 +1,46 @@
 """The batch spec: what a client submits, its defaults, and every problem it can have.
 
-`parse` reports all problems of a spec at once. Checks against a project's description need no
-project code: they compare names.
+`check` reports all problems of form at once and stops at `MAX_PROBLEMS`, so a hostile spec costs no
+more than a long one. Names are compared with a project's description by `submission`.
 """
 
+import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
+from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import islice
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     StringConstraints,
     TypeAdapter,
     ValidationError,
 )
+from pydantic_core import ErrorDetails
 
+from wtb_core.documents import MAX_DEPTH, MAX_INTEGER, MIN_INTEGER, is_unicode
 from wtb_core.errors import InvalidSpec, Problem
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 CASE_ID_CHARS = 256
 MAX_PROBLEMS = 100
+MAX_ENTRIES = 1_000
+MAX_LABELS = 100
+MAX_VARIANTS = 10_000
+MAX_COUNT = 2**31 - 1
+MAX_AXES = 64
+FILE_NAME_BYTES = 255
+PATH_PART_CHARS = 200
+
+_RESERVED_CONFIG = {"thread_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map"}
+_RESERVED_PREFIX = "__pregel_"
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -90,16 +106,58 @@ def _finite(value: float) -> float:
     return number
 
 
+def _between(low: float, high: float, message: str) -> AfterValidator:
+    def check(value: float) -> float:
+        if not low <= value <= high:
+            raise ValueError(message)
+        return value
+
+    return AfterValidator(check)
+
+
 def _as_text(value: object) -> object:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if not MIN_INTEGER <= value <= MAX_INTEGER:
+        raise ValueError("an integer has at most 64 bits; make it text")
+    return str(value)
 
 
 def _as_failure_limit(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("give a count such as 10 or a fraction such as 0.1")
-    if value < 0 or (isinstance(value, float) and value > 1):
-        raise ValueError("give a count of at least 0 or a fraction between 0 and 1")
+    if not 0 <= value <= (1 if isinstance(value, float) else MAX_COUNT):
+        raise ValueError(f"give a count from 0 to {MAX_COUNT} or a fraction between 0.0 and 1.0")
     return value
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("use printable characters only")
+    return value
+
+
+def _label(value: str) -> str:
+    if "=" in value:
+        raise ValueError("a label's name has no '=': batches are listed by `name=value`")
+    return _printable(value)
+
+
+def _configurable(value: str) -> str:
+    if value in _RESERVED_CONFIG or value.startswith(_RESERVED_PREFIX):
+        raise ValueError("LangGraph and this bench set this key themselves; choose another")
+    return value
+
+
+def _at_most(count: int) -> BeforeValidator:
+    """Refuses a longer mapping before its entries are looked at."""
+
+    def check(value: object) -> object:
+        if isinstance(value, Mapping) and len(cast("Mapping[object, object]", value)) > count:
+            raise ValueError(f"give at most {count} entries")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _relative_path(value: str) -> str:
@@ -108,19 +166,53 @@ def _relative_path(value: str) -> str:
         raise ValueError("give a path relative to the workspace, with forward slashes")
     if any(part in {"", ".", ".."} for part in parts):
         raise ValueError("a path in the workspace has no empty, '.' or '..' part")
+    if any(len(part.encode(errors="replace")) > FILE_NAME_BYTES for part in parts):
+        raise ValueError(f"a part of a path has at most {FILE_NAME_BYTES} bytes")
     return value
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration_s), Field(gt=0, le=30 * 86400)]
-Backoff = Annotated[float, BeforeValidator(parse_duration_s), Field(ge=0, le=86400)]
-Size = Annotated[int, BeforeValidator(parse_size_bytes), Field(gt=0, le=2**50)]
+def _file_tree(files: dict[str, str]) -> dict[str, str]:
+    for path in files:
+        parts = path.split("/")
+        for count in range(1, len(parts)):
+            if (directory := "/".join(parts[:count])) in files:
+                raise ValueError(f"{directory!r} cannot be a file and hold {path!r}")
+    return files
+
+
+Duration = Annotated[
+    float,
+    _between(0.001, 30 * 86400, "give a duration from 1ms to 30d"),
+    BeforeValidator(parse_duration_s),
+]
+Backoff = Annotated[
+    float, _between(0, 86400, "give a duration from 0 to 1d"), BeforeValidator(parse_duration_s)
+]
+Size = Annotated[
+    int, _between(1, 2**50, "give a size from 1 byte to 1024TiB"), BeforeValidator(parse_size_bytes)
+]
+Count = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME_PATTERN}$")]
+ShortText = Annotated[
+    str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)
+]
 CaseId = Annotated[
     str,
     StringConstraints(min_length=1, max_length=CASE_ID_CHARS),
+    AfterValidator(_printable),
     BeforeValidator(_as_text),
 ]
-FilePath = Annotated[str, StringConstraints(max_length=1024)]
+FilePath = Annotated[str, StringConstraints(max_length=1024), AfterValidator(_relative_path)]
+Files = Annotated[dict[FilePath, str], _at_most(MAX_ENTRIES), AfterValidator(_file_tree)]
+Nodes = Annotated[dict[str, str], _at_most(MAX_ENTRIES)]
+ConfigKey = Annotated[str, AfterValidator(_configurable)]
+Config = Annotated[dict[ConfigKey, Any], _at_most(MAX_ENTRIES)]
+Context = Annotated[dict[str, Any], _at_most(MAX_ENTRIES)]
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_label)]
+LabelValue = Annotated[str, StringConstraints(max_length=1024), AfterValidator(_printable)]
+Labels = Annotated[dict[LabelName, LabelValue], _at_most(MAX_LABELS)]
+Alternatives = Annotated[list[str], Field(min_length=1, max_length=MAX_VARIANTS)]
+AnyAlternatives = Annotated[list[Any], Field(min_length=1, max_length=MAX_VARIANTS)]
 
 
 class _Strict(BaseModel):
@@ -132,29 +224,29 @@ class Variant(_Strict):
 
     name: Name
     graph: str = "default"
-    nodes: dict[str, str] = {}
-    config: dict[str, Any] = {}
-    context: dict[str, Any] = {}
-    files: dict[FilePath, str] = {}
-    recursion_limit: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    nodes: Nodes = {}
+    config: Config = {}
+    context: Context = {}
+    files: Files = {}
+    recursion_limit: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
 
 
 class MatrixEntry(_Strict):
     """A partial variant: every combination that agrees with it is excluded."""
 
     graph: str | None = None
-    nodes: dict[str, str] = {}
-    config: dict[str, Any] = {}
-    context: dict[str, Any] = {}
+    nodes: Nodes = {}
+    config: Context = {}
+    context: Context = {}
 
 
 class Matrix(_Strict):
     """Lists of values whose product gives variants."""
 
-    graph: Annotated[list[str], Field(min_length=1)] | None = None
-    nodes: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
-    config: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    context: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    graph: Alternatives | None = None
+    nodes: Annotated[dict[str, Alternatives], _at_most(MAX_AXES)] = {}
+    config: Annotated[dict[ConfigKey, AnyAlternatives], _at_most(MAX_AXES)] = {}
+    context: Annotated[dict[str, AnyAlternatives], _at_most(MAX_AXES)] = {}
     exclude: list[MatrixEntry] = []
     include: list[Variant] = []
 
@@ -167,8 +259,8 @@ class Case(TypedDict):
     id: NotRequired[CaseId]
     input: Any
     reference: NotRequired[Any]
-    tags: NotRequired[list[str]]
-    files: NotRequired[dict[FilePath, str]]
+    tags: NotRequired[Annotated[list[ShortText], Field(max_length=MAX_ENTRIES)]]
+    files: NotRequired[Files]
     resume: NotRequired[list[Any]]
 
 
@@ -179,25 +271,25 @@ class Limits(_Strict):
     evaluator_timeout: Duration = 120.0
     batch_timeout: Duration | None = None
     memory: Size = 2 * 1024**3
-    processes: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    processes: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 256
     output: Size = 10 * 1024**2
     file_size: Size = 1024**3
-    max_failures: Annotated[int | float, BeforeValidator(_as_failure_limit)] | None = None
-    concurrency: Annotated[int, Field(ge=1)] | None = None
+    max_failures: Annotated[int | float, PlainValidator(_as_failure_limit)] | None = None
+    concurrency: Count | None = None
 
 
 class Retry(_Strict):
     """When a failed attempt is followed by another one."""
 
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    max_attempts: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
     backoff: Backoff = 1.0
-    on: list[RetryableKind] = ["crash", "lost"]
+    on: Annotated[list[RetryableKind], Field(max_length=MAX_ENTRIES)] = ["crash", "lost"]
 
 
 class Workspace(_Strict):
     """How an execution's workspace is made and how long it is kept."""
 
-    network: bool = True
+    network: Annotated[bool, Field(strict=True)] = True
     keep: Literal["always", "failed", "never"] = "failed"
 
 
@@ -205,79 +297,87 @@ class BatchSpec(_Strict):
     """A batch as submitted, with its defaults filled in; the cases are plain dicts."""
 
     project: Name
-    name: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    name: ShortText | None = None
     variants: list[Variant] = []
     matrix: Matrix | None = None
     cases: Annotated[list[Case], Field(min_length=1)]
-    repetitions: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    evaluators: list[str] | None = None
+    repetitions: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 1
+    evaluators: Annotated[list[str], Field(max_length=MAX_ENTRIES)] | None = None
     baseline: str | None = None
     limits: Limits = Limits()
     retry: Retry = Retry()
     workspace: Workspace = Workspace()
-    labels: dict[str, str] = {}
+    labels: Labels = {}
 
 
-_SPEC: TypeAdapter[BatchSpec] = TypeAdapter(BatchSpec)
+_CASE: TypeAdapter[Case] = TypeAdapter(Case)
+_CASE_KEYS = frozenset(Case.__annotations__)
+_SECTIONS: dict[str, type[_Strict]] = {"limits": Limits, "retry": Retry, "workspace": Workspace}
+
+Location = tuple[int | str, ...]
+
+
+class Checked(NamedTuple):
+    """A spec that was read; `spec` is None where there are problems."""
+
+    spec: BatchSpec | None
+    problems: list[Problem]
 
 
 def parse(raw: object) -> BatchSpec:
     """The spec in `raw` (a mapping as JSON or YAML gives it).
 
     Raises:
-        InvalidSpec: with every problem of form; names are checked by `check_names`.
+        InvalidSpec: with every problem of form; names are checked by `submission`.
     """
-    problems = find_problems(raw)
-    if problems:
+    spec, problems = check(raw)
+    if spec is None:
         raise InvalidSpec(problems)
-    return _with_case_ids(_SPEC.validate_python(raw))
+    return spec
 
 
 def find_problems(raw: object) -> list[Problem]:
-    """Every problem of form in `raw`, in the order of the document, at most a hundred."""
+    """Every problem of form in `raw`, at most `MAX_PROBLEMS`."""
+    return check(raw).problems
+
+
+def check(raw: object) -> Checked:
+    """The spec in `raw`, or every problem of form in it, at most `MAX_PROBLEMS`."""
+    faults = _Faults()
     if not isinstance(raw, Mapping):
-        return [Problem("", "a batch spec is a mapping with at least `project` and `cases`")]
-    document = cast("Mapping[str, Any]", raw)
-    problems: list[Problem] = []
-    cases = document.get("cases")
-    if isinstance(cases, str):
-        problems.append(
-            Problem(
-                "cases",
-                "give the cases inline; the server reads no files"
-                if cases.startswith("file://")
-                else "give a list of cases",
-            )
-        )
-        document = {**document, "cases": [{"input": None}]}
-    try:
-        _SPEC.validate_python(document)
-    except ValidationError as error:
-        problems += [
-            Problem(format_path(fault["loc"]), _explain(fault["type"], fault["msg"]))
-            for fault in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-    if not document.get("variants") and not document.get("matrix"):
-        problems.append(Problem("variants", "give variants, a matrix, or both"))
-    problems += _case_problems(document.get("cases"))
-    problems += _evaluator_problems(document.get("evaluators"))
-    problems += _path_problems(document)
-    problems += _text_problems(document)
-    return problems[:MAX_PROBLEMS]
+        faults.add((), "a batch spec is a mapping with at least `project` and `cases`")
+        return Checked(None, faults.problems)
+    spec = _read_spec(faults, dict(cast("Mapping[str, Any]", raw)))
+    return Checked(None if faults.found else spec, faults.problems)
 
 
-def format_path(location: tuple[int | str, ...]) -> str:
+def find_case_problems(cases: list[Any], name: Callable[[int], str]) -> list[tuple[int, Problem]]:
+    """The index of each faulty case with a problem whose path begins in the case.
+
+    Args:
+        cases: what may be cases.
+        name: what to call the case with an index.
+    """
+    faults = _Faults()
+    _read_cases(faults, (), cases, name)
+    return [
+        (cast("int", location[0]), Problem(format_path(location[1:]), message))
+        for location, message in faults.found
+    ]
+
+
+def format_path(location: Location) -> str:
     """`('variants', 3, 'nodes', 'propose')` as `variants[3].nodes.propose`."""
     text = ""
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part == "[key]":
+        elif part == "[key]":  # pydantic's word for a mapping's key, after the key
             continue
         elif re.fullmatch(r"[A-Za-z0-9_-]+", part):
             text += f".{part}" if text else part
         else:
-            quoted = json.dumps(part, ensure_ascii=False)
+            quoted = json.dumps(part[:PATH_PART_CHARS], ensure_ascii=False)
             text += f"[{quoted.encode(errors='backslashreplace').decode()}]"
     return text
 
@@ -287,79 +387,226 @@ def case_id(case: Mapping[str, Any], index: int) -> str:
     return str(case.get("id", index + 1))
 
 
-def _with_case_ids(spec: BatchSpec) -> BatchSpec:
-    for index, case in enumerate(spec.cases):
-        case["id"] = case_id(case, index)
-    return spec
+class _Faults:
+    """What is wrong, up to `MAX_PROBLEMS`; who looks on asks whether it is `full`."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[Location, str]] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self.found) >= MAX_PROBLEMS
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [Problem(format_path(location), message) for location, message in self.found]
+
+    def add(self, location: Location, message: str) -> None:
+        if not self.full:
+            self.found.append((location, message))
 
 
-def _explain(kind: str, message: str) -> str:
-    if kind == "extra_forbidden":
-        return "unknown key"
-    if kind == "missing":
-        return "required"
-    if kind == "string_pattern_mismatch":
-        return "use letters, digits, '.', '_' and '-', starting with a letter or digit, at most 128"
-    return message.removeprefix("Value error, ")
+def _read_spec(faults: _Faults, document: dict[str, Any]) -> BatchSpec | None:
+    parts: dict[str, Any] = {}
+    rest = document | {"variants": [], "matrix": None, "cases": [{"input": None}]}
+    for key, model in _SECTIONS.items():
+        if key in document:
+            parts[key] = _read(faults, (key,), model, document[key])
+            rest[key] = {}
+    spec = _read(faults, (), BatchSpec, rest)
+    _check_evaluators(faults, document.get("evaluators"))
+    parts["variants"] = _read_list(faults, ("variants",), Variant, document.get("variants", []))
+    if document.get("matrix") is not None:
+        parts["matrix"] = _read_matrix(faults, document["matrix"])
+    if not document.get("matrix") and document.get("variants", []) == []:
+        faults.add(("variants",), "give variants, a matrix, or both")
+    if "cases" in document:
+        parts["cases"] = _read_cases(faults, ("cases",), document["cases"], _name_case)
+    else:
+        faults.add(("cases",), "required")
+    return None if faults.found or spec is None else spec.model_copy(update=parts)
 
 
-def _case_problems(cases: object) -> Iterator[Problem]:
-    if not isinstance(cases, list):
-        return
-    seen: dict[str, int] = {}
-    for index, case in enumerate(cast("list[object]", cases)):
-        if not isinstance(case, Mapping):
-            continue
-        given = cast("Mapping[str, Any]", case)
-        if not isinstance(given.get("id", index), str | int):
-            continue
-        try:
-            identity = case_id(given, index)
-        except ValueError:  # an integer with more digits than Python prints; the form is refused
-            continue
-        if not identity.isprintable():
-            yield Problem(f"cases[{index}].id", "use printable characters only")
-        if identity in seen:
-            yield Problem(
-                f"cases[{index}].id", f"{identity[:80]!r} is also the id of cases[{seen[identity]}]"
+def _name_case(index: int) -> str:
+    return f"cases[{index}]"
+
+
+def _read[M: BaseModel](
+    faults: _Faults, location: Location, model: type[M], value: object
+) -> M | None:
+    """The value as its model, or None and why not."""
+    return _validate(faults, location, model.model_fields.keys(), model.model_validate, value)
+
+
+def _validate[T](
+    faults: _Faults,
+    location: Location,
+    known: Collection[str],
+    validate: Callable[[object], T],
+    value: object,
+) -> T | None:
+    before = len(faults.found)
+    if isinstance(value, dict):
+        given = cast("dict[str, object]", value)
+        for key in islice((key for key in given if key not in known), MAX_PROBLEMS):
+            faults.add((*location, str(key)), _explain_unknown(str(key), known))
+        value = {key: given[key] for key in known if key in given}
+    try:
+        made = validate(value)
+    except ValidationError as error:
+        for fault in error.errors(include_url=False, include_input=False):
+            faults.add((*location, *fault["loc"]), _explain(fault))
+        return None
+    _find_unwritable(faults, location, value)
+    return made if len(faults.found) == before else None
+
+
+def _read_list[M: BaseModel](
+    faults: _Faults, location: Location, model: type[M], value: object, at_most: int = MAX_VARIANTS
+) -> list[M]:
+    if not isinstance(value, list):
+        faults.add(location, "give a list")
+        return []
+    items = cast("list[object]", value)
+    if len(items) > at_most:
+        faults.add(location, f"give at most {at_most}, not {len(items)}; split the batch")
+        return []
+    made: list[M] = []
+    for index, item in enumerate(items):
+        if faults.full:
+            break
+        read = _read(faults, (*location, index), model, item)
+        if read is not None:
+            made.append(read)
+    return made
+
+
+def _read_matrix(faults: _Faults, value: object) -> Matrix | None:
+    if not isinstance(value, dict):
+        return _read(faults, ("matrix",), Matrix, value)
+    section = cast("dict[str, Any]", value)
+    entries = {
+        "exclude": _read_list(
+            faults, ("matrix", "exclude"), MatrixEntry, section.get("exclude", []), MAX_ENTRIES
+        ),
+        "include": _read_list(faults, ("matrix", "include"), Variant, section.get("include", [])),
+    }
+    matrix = _read(faults, ("matrix",), Matrix, section | {"exclude": [], "include": []})
+    return None if matrix is None else matrix.model_copy(update=entries)
+
+
+def _read_cases(
+    faults: _Faults, location: Location, value: object, name: Callable[[int], str]
+) -> list[Case]:
+    if not isinstance(value, list) or not value:
+        if isinstance(value, str) and value.startswith("file://"):
+            faults.add(
+                location,
+                "give the cases inline; the server reads no files, `wtb` and the client do",
             )
-        seen.setdefault(identity, index)
+        else:
+            faults.add(location, "give a list of at least 1 case")
+        return []
+    cases: list[Case] = []
+    seen: dict[str, int] = {}
+    for index, raw in enumerate(cast("list[object]", value)):
+        if faults.full:
+            break
+        case = _validate(faults, (*location, index), _CASE_KEYS, _CASE.validate_python, raw)
+        identity = _find_identity(raw, index)
+        if identity in seen:
+            message = f"{identity[:80]!r} is also the id of {name(seen[identity])}"
+            faults.add((*location, index, "id"), message)
+        elif identity is not None:
+            seen[identity] = index
+        if case is not None:
+            case["id"] = case_id(case, index)
+            cases.append(case)
+    return cases
 
 
-def _evaluator_problems(evaluators: object) -> Iterator[Problem]:
-    names = cast("list[object]", evaluators) if isinstance(evaluators, list) else []
+def _find_identity(case: object, index: int) -> str | None:
+    given = cast("dict[str, object]", case).get("id", index + 1) if isinstance(case, dict) else None
+    try:
+        given = _as_text(given)
+    except ValueError:
+        return None
+    return given if isinstance(given, str) else None
+
+
+def _check_evaluators(faults: _Faults, evaluators: object) -> None:
     seen: set[str] = set()
+    names = cast("list[object]", evaluators) if isinstance(evaluators, list) else []
     for index, name in enumerate(names):
         if isinstance(name, str):
             if name in seen:
-                yield Problem(f"evaluators[{index}]", f"{name[:80]!r} is listed twice")
+                faults.add(("evaluators", index), f"{name[:80]!r} is listed twice")
             seen.add(name)
 
 
-def _path_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    matrix: Any = document.get("matrix")
-    included = matrix.get("include") if isinstance(matrix, Mapping) else None
-    for section, entries in (
-        (("variants",), document.get("variants")),
-        (("matrix", "include"), included),
-        (("cases",), document.get("cases")),
-    ):
-        for index, entry in enumerate(entries if isinstance(entries, list) else []):
-            files: Any = entry.get("files") if isinstance(entry, Mapping) else None
-            for path in files if isinstance(files, Mapping) else ():
-                try:
-                    _relative_path(str(path))
-                except ValueError as error:
-                    yield Problem(format_path((*section, index, "files", str(path))), str(error))
+def _find_unwritable(faults: _Faults, location: Location, value: object) -> None:
+    """What JSON, or the text of a database, cannot hold; such values come through handles."""
+    if not isinstance(value, dict | list | tuple):
+        if message := _explain_unwritable(value):
+            faults.add(location, message)
+        return
+    if len(location) >= MAX_DEPTH:
+        faults.add(location[:8], f"this is nested more than {MAX_DEPTH} levels deep")
+        return
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in cast("Iterable[tuple[Any, object]]", items):
+        if isinstance(value, dict):
+            if not isinstance(key, str):
+                faults.add((*location, str(key)), "a key is text; quote it")
+            elif message := _explain_unwritable(key):
+                faults.add((*location, key), message)
+        if isinstance(item, dict | list | tuple):
+            _find_unwritable(faults, (*location, key), item)
+        elif message := _explain_unwritable(item):
+            faults.add((*location, key), message)
 
 
-def _text_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Lone surrogates pass `json.loads` but cannot be stored as UTF-8."""
-    for key, value in document.items():
-        try:
-            text = json.dumps({key: value}, ensure_ascii=False, allow_nan=False, sort_keys=True)
-            text.encode()
-        except UnicodeEncodeError:
-            yield Problem(format_path((str(key),)), "the text is not valid UTF-8")
-        except (TypeError, ValueError, RecursionError) as error:
-            yield Problem(format_path((str(key),)), f"this cannot be written as JSON: {error}")
+def _explain_unwritable(value: object) -> str | None:
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        return None if value.isascii() or is_unicode(value) else "the text is not valid Unicode"
+    if isinstance(value, int):
+        if MIN_INTEGER <= value <= MAX_INTEGER:
+            return None
+        return "an integer has at most 64 bits; make it text"
+    if isinstance(value, float):
+        return None if math.isfinite(value) else "infinity and NaN are no JSON values; give null"
+    return f"a {type(value).__name__} is no JSON value"
+
+
+def _explain_unknown(key: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(key.lower(), known, 1) if len(key) <= 40 else []
+    return f"unknown key; did you mean `{near[0]}`?" if near else "unknown key"
+
+
+def _explain(fault: ErrorDetails) -> str:
+    if fault["type"] == "string_pattern_mismatch":
+        return "use letters, digits, '.', '_' and '-', starting with a letter or digit, at most 128"
+    template = _EXPLANATIONS.get(fault["type"])
+    if template is None:
+        return fault["msg"].removeprefix("Value error, ")
+    return template.format_map(fault.get("ctx", {}))
+
+
+_EXPLANATIONS = {
+    "missing": "required",
+    "string_type": "give text",
+    "int_type": "give a whole number",
+    "bool_type": "give true or false",
+    "list_type": "give a list",
+    "dict_type": "give a mapping",
+    "model_type": "give a mapping",
+    "literal_error": "give {expected}",
+    "too_short": "give at least {min_length}",
+    "too_long": "give at most {max_length}",
+    "string_too_short": "give at least {min_length} character",
+    "string_too_long": "give at most {max_length} characters",
+    "greater_than_equal": "give at least {ge}",
+    "less_than_equal": "give at most {le}",
+}

@@ -1,24 +1,49 @@
 """From what a client sent to a batch that can be stored: every check, none of it half-done."""
 
+import asyncio
 import fnmatch
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple, cast
 
 from wtb_core import matrix, specs
 from wtb_core.errors import InvalidRequest, InvalidSpec, NotFound, Problem, ProjectError
 from wtb_core.ids import new_batch_id
 from wtb_core.projects import Project, Registry
-from wtb_core.specs import BatchSpec, Variant
+from wtb_core.specs import BatchSpec, Location, Variant
 from wtb_core.store.records import NewBatch
 from wtb_core.store.reuse import make_digest
 
 MAX_KEY_CHARS = 255
 
 
+class _Plan(NamedTuple):
+    """A spec that passed every check, with what it expands to."""
+
+    spec: BatchSpec
+    project: Project
+    variants: list[Variant]
+    evaluators: list[str]
+
+    @property
+    def canonical(self) -> dict[str, Any]:
+        """The spec as JSON with its defaults, without the cases."""
+        return self.spec.model_dump(mode="json", exclude={"cases"})
+
+    @property
+    def variants_json(self) -> list[dict[str, Any]]:
+        return [variant.model_dump(mode="json") for variant in self.variants]
+
+
 async def prepare(
-    raw: object, registry: Registry, *, admission: int, idempotency_key: str | None = None
+    raw: object,
+    registry: Registry,
+    *,
+    admission: int,
+    idempotency_key: str | None = None,
+    submitted_by: str | None = None,
 ) -> NewBatch:
     """Check `raw` against its project and make the batch that may be stored.
 
@@ -28,22 +53,67 @@ async def prepare(
     """
     if idempotency_key is not None:
         check_key(idempotency_key)
-    problems = specs.find_problems(raw)
-    name: object = raw.get("project") if isinstance(raw, Mapping) else None
-    project, found = await _find_project(name, registry)
-    problems += found
-    if project is not None and isinstance(raw, Mapping):
-        problems += find_unknown_names(raw, project)
+    plan = await _plan(raw, registry, admission)
+    batch = await asyncio.to_thread(_make, plan)
+    return batch._replace(idempotency_key=idempotency_key, submitted_by=submitted_by)
+
+
+async def expand(raw: object, registry: Registry, *, admission: int) -> dict[str, Any]:
+    """What `prepare` would make of `raw`, for a dry run: `variants` in full, `cases` as a count.
+
+    Raises:
+        InvalidSpec: with all problems found.
+    """
+    plan = await _plan(raw, registry, admission)
+    spec = plan.spec
+    shape = matrix.Shape(len(plan.variants), len(spec.cases), spec.repetitions)
+    return {
+        "dry_run": True,
+        "project": plan.project.name,
+        "project_version": plan.project.version,
+        "executions": shape.executions,
+        "cases": shape.cases,
+        "repetitions": shape.repetitions,
+        "evaluators": plan.evaluators,
+        "baseline": spec.baseline or plan.variants[0].name,
+        "variants": plan.variants_json,
+        "spec": plan.canonical,
+    }
+
+
+async def _plan(raw: object, registry: Registry, admission: int) -> _Plan:
+    # Checking a spec of 64 MiB takes seconds, in which the caller's event loop goes on.
+    spec, problems = await asyncio.to_thread(specs.check, raw)
+    document = cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else {}
+    project, found = await _find_project(document.get("project"), registry)
+    if not any(problem.path == "project" for problem in problems):
+        problems += found
+    if project is not None:
+        problems += await asyncio.to_thread(find_unknown_names, document, project)
+    if spec is None or project is None or problems:
+        raise InvalidSpec(problems[: specs.MAX_PROBLEMS])
+    variants, problems = await asyncio.to_thread(_expand, spec, admission)
     if problems:
         raise InvalidSpec(problems)
-    assert project is not None
-    spec = specs.parse(raw)
-    problems = matrix.find_problems(spec)
-    if not problems:
-        problems = list(_find_size_problems(spec, admission))
-    if problems:
-        raise InvalidSpec(problems)
-    return _make(spec, project, idempotency_key)
+    evaluators = spec.evaluators
+    if evaluators is None:
+        evaluators = list(project.definition.evaluators)
+    return _Plan(spec, project, variants, evaluators)
+
+
+def _expand(spec: BatchSpec, admission: int) -> tuple[list[Variant], list[Problem]]:
+    if problems := matrix.find_problems(spec):
+        return [], problems
+    variants = matrix.expand(spec)
+    shape = matrix.Shape(len(variants), len(spec.cases), spec.repetitions)
+    if shape.executions > admission:
+        message = (
+            f"{shape.variants} variants x {shape.cases} cases x {shape.repetitions} repetitions "
+            f"are {shape.executions} executions, more than max_pending_executions {admission}; "
+            "split the batch"
+        )
+        return [], [Problem("", message)]
+    return variants, []
 
 
 async def renew(batch: NewBatch, registry: Registry, *, admission: int) -> NewBatch:
@@ -68,22 +138,24 @@ def find_unknown_names(raw: Mapping[str, Any], project: Project) -> list[Problem
 
     Tolerates any form: what is not of the right type is another check's business.
     """
-    problems: list[Problem] = []
-    matrix_section: Any = raw.get("matrix")
-    listed = [("variants", raw.get("variants"))]
-    if isinstance(matrix_section, Mapping):
-        listed.append(("matrix.include", matrix_section.get("include")))
-        problems += _matrix_names(matrix_section, project)
-    for section, variants in listed:
+    return list(islice(_find_unknown_names(raw, project), specs.MAX_PROBLEMS))
+
+
+def _find_unknown_names(raw: Mapping[str, Any], project: Project) -> Iterator[Problem]:
+    section: Any = raw.get("matrix")
+    listed: list[tuple[Location, Any]] = [(("variants",), raw.get("variants"))]
+    if isinstance(section, Mapping):
+        yield from _matrix_names(section, project)
+        listed.append((("matrix", "include"), section.get("include")))
+    for location, variants in listed:
         for index, variant in enumerate(variants if isinstance(variants, list) else []):
             if isinstance(variant, Mapping):
-                problems += _variant_names(f"{section}[{index}]", variant, project)
+                yield from _variant_names((*location, index), variant, project)
     known = project.description["evaluators"]
     evaluators: Any = raw.get("evaluators")
     for index, name in enumerate(evaluators if isinstance(evaluators, list) else []):
         if isinstance(name, str) and name not in known:
-            problems.append(Problem(f"evaluators[{index}]", _unknown("evaluator", name, known)))
-    return problems
+            yield Problem(f"evaluators[{index}]", _unknown("evaluator", name, known))
 
 
 async def _find_project(name: object, registry: Registry) -> tuple[Project | None, list[Problem]]:
@@ -108,23 +180,25 @@ def _matrix_names(section: Mapping[str, Any], project: Project) -> Iterator[Prob
     for node, implementations in nodes.items() if isinstance(nodes, Mapping) else ():
         for index, name in enumerate(implementations if isinstance(implementations, list) else []):
             for graph in names:
-                yield from _node_names(f"matrix.nodes.{node}[{index}]", graph, node, name, project)
+                yield from _node_names(("matrix", "nodes", node, index), graph, node, name, project)
 
 
-def _variant_names(path: str, variant: Mapping[str, Any], project: Project) -> Iterator[Problem]:
+def _variant_names(
+    location: Location, variant: Mapping[str, Any], project: Project
+) -> Iterator[Problem]:
     graph: Any = variant.get("graph", "default")
     graphs = project.description["graphs"]
     if isinstance(graph, str) and graph not in graphs:
-        yield Problem(f"{path}.graph", _unknown("graph", graph, graphs))
+        yield Problem(specs.format_path((*location, "graph")), _unknown("graph", graph, graphs))
     nodes: Any = variant.get("nodes")
     for node, name in nodes.items() if isinstance(nodes, Mapping) else ():
-        yield from _node_names(f"{path}.nodes.{node}", graph, node, name, project)
+        yield from _node_names((*location, "nodes", node), graph, node, name, project)
     files: Any = variant.get("files")
+    patterns = project.definition.variant_files
     for file in files if isinstance(files, Mapping) else ():
-        patterns = project.definition.variant_files
         if not any(_matches(str(file).split("/"), p.split("/")) for p in patterns):
             yield Problem(
-                specs.format_path((path, "files", str(file))).replace(f'["{path}"]', path),
+                specs.format_path((*location, "files", str(file))),
                 f"the project's `variant_files` do not allow it: {', '.join(patterns) or 'none'}",
             )
 
@@ -141,62 +215,48 @@ def _matches(path: list[str], pattern: list[str]) -> bool:
 
 
 def _node_names(
-    path: str, graph: str, node: object, name: object, project: Project
+    location: Location, graph: object, node: object, name: object, project: Project
 ) -> Iterator[Problem]:
-    described = project.description["graphs"].get(graph)
+    described = project.description["graphs"].get(graph) if isinstance(graph, str) else None
     if not isinstance(node, str) or described is None:
         return
     if described["kind"] != "state_graph":
-        yield Problem(path, f"the graph {graph!r} is not a StateGraph; its nodes cannot be swapped")
+        message = f"the graph {graph!r} is not a StateGraph; its nodes cannot be swapped"
     elif node not in described["nodes"]:
-        if outer := [o for o, nodes in described.get("subgraphs", {}).items() if node in nodes]:
-            yield Problem(
-                path,
+        if outer := [o for o, nodes in described["subgraphs"].items() if node in nodes]:
+            message = (
                 f"{node!r} is a node of the subgraph {outer[0]!r}; only the own nodes of the graph "
-                f"{graph!r} can be swapped: {', '.join(described['nodes'])}",
+                f"{graph!r} can be swapped: {', '.join(described['nodes'])}"
             )
-            return
-        yield Problem(path, _unknown(f"node in the graph {graph!r}", node, described["nodes"]))
-    elif isinstance(name, str):
-        known = project.description["nodes"].get(node, [])
-        if name not in known:
-            yield Problem(path, _unknown(f"implementation of {node!r}", name, known))
+        else:
+            message = _unknown(f"node in the graph {graph!r}", node, described["nodes"])
+    elif isinstance(name, str) and name not in (
+        known := project.description["nodes"].get(node, [])
+    ):
+        message = _unknown(f"implementation of {node!r}", name, known)
+    else:
+        return
+    yield Problem(specs.format_path(location), message)
 
 
-def _find_size_problems(spec: BatchSpec, admission: int) -> Iterator[Problem]:
-    variants = len(matrix.expand(spec))
-    total = matrix.Shape(variants, len(spec.cases), spec.repetitions).executions
-    if total > admission:
-        yield Problem(
-            "",
-            f"{variants} variants x {len(spec.cases)} cases x {spec.repetitions} repetitions are "
-            f"{total} executions, more than max_pending_executions {admission}; split the batch",
-        )
-
-
-def _make(spec: BatchSpec, project: Project, idempotency_key: str | None) -> NewBatch:
-    body = spec.model_dump(mode="json", exclude={"cases"})
-    variants: list[Variant] = matrix.expand(spec)
+def _make(plan: _Plan) -> NewBatch:
+    spec, project, body = plan.spec, plan.project, plan.canonical
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode())
     for case in spec.cases:
         digest.update(json.dumps(case, sort_keys=True).encode())
-    evaluators = spec.evaluators
-    if evaluators is None:
-        evaluators = list(project.definition.evaluators)
     return NewBatch(
         batch_id=new_batch_id(),
         project_version=project.version,
         spec=body,
         spec_digest=digest.hexdigest(),
         cases=[dict(case) for case in spec.cases],
-        variants=[variant.model_dump(mode="json") for variant in variants],
-        evaluators=evaluators,
+        variants=plan.variants_json,
+        evaluators=plan.evaluators,
         scores={
             metric: rule.model_dump()
             for metric, rule in project.definition.scores.items()
-            if any(metric == name or metric.startswith(f"{name}.") for name in evaluators)
+            if any(metric == name or metric.startswith(f"{name}.") for name in plan.evaluators)
         },
-        idempotency_key=idempotency_key,
     )
 
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
-import yaml
-
 from wtb_core.clients import Client, HandleClient, HttpClient, LocalClient
-from wtb_core.errors import InvalidSpec, NotFound, Problem, Unavailable
+from wtb_core.errors import NotFound, Unavailable
 from wtb_core.loops import LoopThread
 from wtb_core.report import has_succeeded, render_markdown
 from wtb_core.sequential import BatchTestRunner
+from wtb_core.spec_files import read_spec
 
 logger = logging.getLogger("wtb")
 
@@ -451,22 +450,3 @@ class TestBench:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def read_spec(spec: dict[str, Any] | str | Path) -> dict[str, Any]:
-    """The spec in a YAML or JSON file, or as given.
-
-    Raises:
-        InvalidSpec: when the file cannot be read or is no mapping.
-    """
-    if isinstance(spec, dict):
-        return spec
-    try:
-        raw = yaml.safe_load(Path(spec).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidSpec([Problem(str(spec), f"cannot be read: {error.strerror}")]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidSpec([Problem(str(spec), f"is not YAML: {error}")]) from error
-    if not isinstance(raw, dict):
-        raise InvalidSpec([Problem(str(spec), "a batch spec is a mapping")])
-    return raw

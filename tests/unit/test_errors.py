@@ -8,6 +8,7 @@ from wtb_core.errors import InvalidSpec, Problem, WtbError
 
 EXAMPLES = {
     errors.InvalidSpec: ([Problem("cases[0]", "required")],),
+    errors.InvalidDocument: ("YAML", "the key 'a' is given twice", 7, 3),
     errors.InvalidRequest: ("limit", "is too large"),
     errors.NotFound: ("batch", "b-1"),
     errors.Conflict: ("key", "b-1"),

@@ -186,6 +186,82 @@ def test_the_product_is_what_a_plain_loop_makes_of_it(nodes, config, exclude, in
     ] == expected
 
 
+scalars = st.none() | st.booleans() | st.sampled_from([0, 1, 1.0, 2.5, "0", "1", "true", "a b"])
+free = scalars | st.lists(scalars, max_size=2) | st.dictionaries(st.sampled_from("uv"), scalars)
+free_axes = st.dictionaries(
+    st.sampled_from("abc"), st.lists(free, min_size=1, max_size=3, unique_by=json.dumps), max_size=2
+)
+
+
+def agrees(entry, chosen):
+    """The naive model: an exclude entry agrees when each thing it says is so, as JSON compares."""
+
+    def same(one, other):
+        if type(one) in (int, float) and type(other) in (int, float):
+            return one == other
+        if type(one) is not type(other):
+            return False
+        if isinstance(one, list):
+            return len(one) == len(other) and all(
+                same(a, b) for a, b in zip(one, other, strict=True)
+            )
+        if isinstance(one, dict):
+            return sorted(one) == sorted(other) and all(same(one[k], other[k]) for k in one)
+        return one == other
+
+    return (
+        all(
+            section in chosen and key in chosen[section] and same(chosen[section][key], value)
+            for section, values in entry.items()
+            if section != "graph"
+            for key, value in values.items()
+        )
+        and entry.get("graph", chosen["graph"]) == chosen["graph"]
+    )
+
+
+@given(st.data())
+def test_every_combination_is_a_variant_unless_an_entry_agrees_with_it(data):
+    graphs = data.draw(
+        st.none() | st.lists(st.sampled_from(["default", "react"]), min_size=1, unique=True)
+    )
+    config, context = data.draw(free_axes), data.draw(free_axes)
+    assume(graphs or config or context)
+    combinations = [
+        {
+            "graph": graph,
+            "config": dict(zip(config, one, strict=True)),
+            "context": dict(zip(context, other, strict=True)),
+        }
+        for graph in graphs or ["default"]
+        for one in itertools.product(*config.values())
+        for other in itertools.product(*context.values())
+    ]
+    exclude = []
+    for _ in range(data.draw(st.integers(0, 3))):
+        source = data.draw(st.sampled_from(combinations))
+        entry = {
+            section: {k: source[section][k] for k in source[section] if data.draw(st.booleans())}
+            for section in ("config", "context")
+        }
+        exclude.append(entry | ({"graph": source["graph"]} if data.draw(st.booleans()) else {}))
+    fields = {"config": config, "context": context, "exclude": exclude}
+    spec = make(
+        variants=[{"name": "listed"}],
+        matrix=fields | ({"graph": graphs} if graphs else {}),
+    )
+    expected = [c for c in combinations if not any(agrees(entry, c) for entry in exclude)]
+
+    made = matrix.expand(spec)
+
+    assert [
+        json.dumps({"graph": v.graph, "config": v.config, "context": v.context}) for v in made[1:]
+    ] == [json.dumps(c) for c in expected]
+    assert matrix.expand(spec) == made
+    found = matrix.find_problems(spec)
+    assert (not found) == (len({v.name for v in made}) == len(made))
+
+
 values = st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=3)
 
 
@@ -216,6 +292,54 @@ def test_a_clash_names_both_places():
         "matrix (10).name": "'10' is also the name of variants[0]",
         "matrix.include[0].name": "'a' is also the name of variants[1]",
     }
+
+
+def test_two_values_that_read_alike_are_one_name_too_many():
+    assert problems(make(matrix={"config": {"x": [1, "1"]}})) == {
+        "matrix (1)": "two combinations are named '1'; leave one out, or list it with its own name"
+    }
+
+
+def test_a_matrix_without_values_is_no_variant():
+    assert problems(make(matrix={"exclude": [{}]})) == {
+        "matrix": "it has no list of values; no variant is left"
+    }
+
+
+def test_variants_that_would_be_too_large_together_are_not_made(monkeypatch):
+    config = {"a": ["x" * 7_000], "b": list(range(10_000))}
+    monkeypatch.setattr(matrix, "_product", None)
+
+    (message,) = problems(make(matrix={"config": config})).values()
+    assert "keep large values in the workspace" in message
+
+
+def test_more_axes_than_fit_a_name_are_a_problem():
+    config = {f"k{i}": [1] for i in range(40)}
+
+    assert problems(make(matrix={"config": config, "context": config})) == {
+        "matrix": "it varies 80 things; 64 is the most"
+    }
+
+
+def test_no_more_than_a_hundred_problems_are_found():
+    assert (
+        len(
+            matrix.find_problems(
+                make(
+                    matrix={
+                        "config": {
+                            "x": ["a"],
+                            "y": list(range(200)),
+                            "z": ["y" * 64],
+                            "w": ["y" * 64],
+                        }
+                    }
+                )
+            )
+        )
+        == 100
+    )
 
 
 def test_a_name_that_grows_too_long_is_a_problem():
@@ -256,3 +380,6 @@ def test_the_baseline_may_be_any_variant(baseline):
 
     assert problems(make(**fields, baseline=baseline)) == {}
     assert problems(make(**fields, baseline="other")) == {"baseline": "there is no variant 'other'"}
+    assert problems(make(**fields, baseline="includde")) == {
+        "baseline": "there is no variant 'includde'; did you mean 'included'?"
+    }

@@ -1,5 +1,6 @@
 import copy
 import json
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -159,6 +160,7 @@ def test_several_faults_are_reported_at_once_each_with_its_path():
         "colour",
     }
     assert problems["colour"] == "unknown key"
+    assert problems["limits.speed"] == "unknown key"
     assert problems["cases[0].input"] == "required"
     assert problems["cases[1].id"] == "'x' is also the id of cases[0]"
     assert problems["evaluators[2]"] == "'e' is listed twice"
@@ -176,35 +178,141 @@ def test_no_more_than_a_hundred_problems_are_reported():
     ("change", "path", "message"),
     [
         ({"cases": "file://cases.jsonl"}, "cases", "the server reads no files"),
-        ({"cases": "cases.jsonl"}, "cases", "give a list of cases"),
+        ({"cases": "cases.jsonl"}, "cases", "give a list of at least 1 case"),
         ({"cases": []}, "cases", "at least 1"),
+        ({"cases": {"input": 1}}, "cases", "give a list"),
+        ({"cases": None}, "cases", "give a list"),
+        ({"cases": ["x"]}, "cases[0]", "give a mapping"),
         ({"variants": []}, "variants", "give variants, a matrix, or both"),
+        ({"variants": None}, "variants", "give a list"),
+        ({"variants": [], "matrix": {}}, "variants", "give variants, a matrix, or both"),
+        ({"variants": [{}] * 10_001}, "variants", "give at most 10000, not 10001"),
+        ({"variants": ["a"]}, "variants[0]", "give a mapping"),
+        ({"matrix": {"exclude": [{}] * 1_001}}, "matrix.exclude", "give at most 1000"),
+        ({"matrix": []}, "matrix", "give a mapping"),
         ({"cases": [{"id": "", "input": 1}]}, "cases[0].id", "at least 1"),
         ({"cases": [{"id": "x" * 257, "input": 1}]}, "cases[0].id", "at most 256"),
-        ({"cases": [{"id": True, "input": 1}]}, "cases[0].id", "string"),
+        ({"cases": [{"id": True, "input": 1}]}, "cases[0].id", "text"),
+        ({"cases": [{"id": 1.5, "input": 1}]}, "cases[0].id", "text"),
+        ({"cases": [{"id": 10**5000, "input": 1}]}, "cases[0].id", "64 bits"),
+        ({"cases": [{"id": "a\x00", "input": 1}]}, "cases[0].id", "printable"),
         ({"cases": [{"id": "2", "input": 1}, {"input": 1}]}, "cases[1].id", "also the id"),
         ({"cases": [{"id": 7, "input": 1}, {"id": "7", "input": 1}]}, "cases[1].id", "also the id"),
-        ({"cases": [{"input": float("nan")}]}, "cases", "JSON"),
-        ({"cases": [{"input": "\ud800"}]}, "cases", "UTF-8"),
-        ({"variants": [{"name": "a", "config": {"x": {1: 1, "b": 2}}}]}, "variants", "JSON"),
-        ({"variants": [{"name": "a", "config": {"x": {1, 2}}}]}, "variants", "JSON"),
+        ({"cases": [{"input": 1, "tags": ["a", "b\n"]}]}, "cases[0].tags[1]", "printable"),
+        ({"cases": [{"input": 1, "tags": "a"}]}, "cases[0].tags", "give a list"),
+        ({"cases": [{"input": 1, "tags": [""]}]}, "cases[0].tags[0]", "at least 1"),
+        ({"cases": [{"input": 1, "files": {"a": "", "a/b": ""}}]}, "cases[0].files", "'a' cannot"),
+        ({"cases": [{"input": 1, "files": {"x" * 256: ""}}]}, f"cases[0].files.{'x' * 256}", "255"),
+        ({"cases": [{"input": 1, "files": {"a": 1}}]}, "cases[0].files.a", "give text"),
+        ({"cases": [{"input": {"a": [1, float("nan")]}}]}, "cases[0].input.a[1]", "NaN"),
+        ({"cases": [{"input": ["\ud800"]}]}, "cases[0].input[0]", "Unicode"),
+        ({"cases": [{"input": {"\ud800": 1}}]}, 'cases[0].input["\\ud800"]', "Unicode"),
+        ({"cases": [{"input": 10**30}]}, "cases[0].input", "64 bits"),
+        ({"cases": [{"input": {1, 2}}]}, "cases[0].input", "a set is no JSON value"),
+        ({"variants": [{"name": "a", "config": {"x": {1: 1}}}]}, "variants[0].config.x.1", "quote"),
         ({"variants": [{"name": "a\n"}]}, "variants[0].name", "use letters"),
-        ({"limits": {"timeout": 0}}, "limits.timeout", "greater than 0"),
+        ({"variants": [{"name": "x" * 129}]}, "variants[0].name", "use letters"),
+        ({"variants": [{"name": "a", "config": {"thread_id": 1}}]}, "variants[0].config.thread_id", "choose another"),
+        ({"matrix": {"config": {"checkpoint_ns": [1]}}}, "matrix.config.checkpoint_ns", "choose another"),
+        ({"matrix": {"include": [{"name": "a", "config": {"__pregel_send": 1}}]}}, "matrix.include[0].config.__pregel_send", "choose another"),
+        ({"variants": [{"name": "a", "context": {f"k{i}": 1 for i in range(1001)}}]}, "variants[0].context", "at most 1000 entries"),
+        ({"matrix": {"config": {f"k{i}": [1] for i in range(65)}}}, "matrix.config", "at most 64 entries"),
+        ({"variants": [{"name": "a", "recursion_limit": True}]}, "variants[0].recursion_limit", "whole number"),
+        ({"name": "a\x00b"}, "name", "printable"),
+        ({"name": ""}, "name", "at least 1"),
+        ({"repetitions": "3"}, "repetitions", "whole number"),
+        ({"repetitions": -1}, "repetitions", "at least 1"),
+        ({"repetitions": 10**5000}, "repetitions", "at most 1000000"),
+        ({"evaluators": "all"}, "evaluators", "give a list"),
+        ({"evaluators": [1]}, "evaluators[0]", "give text"),
+        ({"limits": {"timeout": 0}}, "limits.timeout", "from 1ms to 30d"),
+        ({"limits": {"timeout": "31d"}}, "limits.timeout", "from 1ms to 30d"),
+        ({"limits": {"timeout": -5}}, "limits.timeout", "from 1ms to 30d"),
         ({"limits": {"timeout": 10**400}}, "limits.timeout", "too large"),
         ({"limits": {"timeout": "9" * 400}}, "limits.timeout", "too large"),
         ({"limits": {"timeout": "9" * 308 + "d"}}, "limits.timeout", "too large"),
         ({"limits": {"memory": "9" * 400 + "G"}}, "limits.memory", "too large"),
-        ({"limits": {"max_failures": -1}}, "limits.max_failures", "at least 0"),
+        ({"limits": {"memory": -1}}, "limits.memory", "from 1 byte"),
+        ({"limits": {"processes": 0}}, "limits.processes", "at least 1"),
+        ({"limits": {"concurrency": 2**31}}, "limits.concurrency", "at most 2147483647"),
+        ({"limits": {"max_failures": -1}}, "limits.max_failures", "from 0 to"),
+        ({"limits": {"max_failures": 2**31}}, "limits.max_failures", "from 0 to"),
+        ({"limits": {"max_failures": 1.1}}, "limits.max_failures", "between 0.0 and 1.0"),
+        ({"limits": {"max_failures": float("nan")}}, "limits.max_failures", "between 0.0 and 1.0"),
         ({"limits": {"max_failures": True}}, "limits.max_failures", "give a count"),
+        ({"limits": {"max_failures": "1"}}, "limits.max_failures", "give a count"),
+        ({"limits": []}, "limits", "give a mapping"),
         ({"retry": {"on": ["interrupted"]}}, "retry.on[0]", "'crash'"),
         ({"retry": {"on": ["setup"]}}, "retry.on[0]", "'crash'"),
-        ({"retry": {"max_attempts": 0}}, "retry.max_attempts", "greater than or equal to 1"),
+        ({"retry": {"max_attempts": 0}}, "retry.max_attempts", "at least 1"),
+        ({"retry": {"backoff": "2d"}}, "retry.backoff", "from 0 to 1d"),
+        ({"workspace": {"network": "yes"}}, "workspace.network", "true or false"),
+        ({"labels": {"a=b": "c"}}, 'labels["a=b"]', "no '='"),
+        ({"labels": {"": "c"}}, 'labels[""]', "at least 1"),
+        ({"labels": {"a": "b\x00"}}, "labels.a", "printable"),
+        ({"labels": {"a": "b" * 1025}}, "labels.a", "at most 1024"),
+        ({"labels": {"k" * 257: "b"}}, f"labels.{'k' * 257}", "at most 256"),
+        ({"labels": {str(i): "" for i in range(101)}}, "labels", "at most 100 entries"),
     ],
-)
+)  # fmt: skip
 def test_a_fault_is_explained_where_it_is(change, path, message):
     problems = find({**MINIMAL, **change})
 
     assert message in problems[path]
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "meant"),
+    [
+        ({"case": []}, "case", "cases"),
+        ({"Evaluators": []}, "Evaluators", "evaluators"),
+        ({"variants": [{"name": "a", "node": {}}]}, "variants[0].node", "nodes"),
+        ({"matrix": {"includes": []}}, "matrix.includes", "include"),
+        ({"matrix": {"exclude": [{"confg": {}}]}}, "matrix.exclude[0].confg", "config"),
+        ({"cases": [{"input": 1, "inptu": 1}]}, "cases[0].inptu", "input"),
+        ({"limits": {"time_out": 1}}, "limits.time_out", "timeout"),
+        ({"retry": {"attempts": 1}}, "retry.attempts", "max_attempts"),
+        ({"workspace": {"keeps": "never"}}, "workspace.keeps", "keep"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_one_that_was_meant(change, path, meant):
+    assert find({**MINIMAL, **change}) == {path: f"unknown key; did you mean `{meant}`?"}
+
+
+def test_a_value_is_nested_no_deeper_than_a_document_may_be():
+    value = 1
+    for _ in range(97):
+        value = [value]
+    assert specs.find_problems({**MINIMAL, "cases": [{"input": value}]}) == []
+
+    (problem,) = specs.find_problems({**MINIMAL, "cases": [{"input": [value]}]})
+    assert "nested" in problem.message
+
+    value = []
+    value.append(value)
+    (problem,) = specs.find_problems({**MINIMAL, "cases": [{"input": value}]})
+    assert "nested" in problem.message
+
+
+def test_a_hostile_spec_costs_no_more_than_a_long_one():
+    begin = time.process_time()
+
+    for raw in (
+        {str(i): 1 for i in range(300_000)},
+        {**MINIMAL, "cases": [{}] * 1_000_000},
+        {**MINIMAL, "variants": [{}] * 1_000_000},
+        {**MINIMAL, "evaluators": [1] * 1_000_000},
+        {**MINIMAL, "labels": {str(i): 1 for i in range(300_000)}},
+        {**MINIMAL, "limits": {str(i): 1 for i in range(300_000)}},
+        {**MINIMAL, "variants": [{"name": "a", "nodes": {str(i): 1 for i in range(300_000)}}]},
+        {**MINIMAL, "cases": [{"input": 1, "files": {str(i): 1 for i in range(300_000)}}]},
+        {**MINIMAL, "cases": [{"input": 1, "tags": [1] * 1_000_000}]},
+        {**MINIMAL, "retry": {"on": [1] * 1_000_000}},
+        {"x" * 10_000_000: 1, **MINIMAL},
+    ):
+        assert 0 < len(specs.find_problems(raw)) <= specs.MAX_PROBLEMS
+
+    assert time.process_time() - begin < 10
 
 
 @pytest.mark.parametrize("raw", [None, [], "spec", 7])
@@ -327,12 +435,15 @@ def test_whatever_comes_parse_raises_nothing_but_invalid_spec(raw):
 
 names = st.text("aZ0", min_size=1, max_size=3) | st.just("a._-") | st.just("x" * 128)
 plain_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
     max_leaves=6,
 )
 mappings = st.dictionaries(names, plain_values, max_size=3)
-paths = st.lists(names, min_size=1, max_size=3).map("/".join)
+paths = st.lists(st.text("aZ0", min_size=1, max_size=3), min_size=2, max_size=2).map("/".join)
 variants = st.fixed_dictionaries(
     {"name": names},
     optional={
@@ -375,6 +486,14 @@ valid_specs = st.fixed_dictionaries(
         "evaluators": st.lists(names, unique=True, max_size=3),
         "limits": limits,
         "labels": st.dictionaries(names, names, max_size=2),
+        "matrix": st.fixed_dictionaries(
+            {"config": st.dictionaries(names, st.lists(plain_values, min_size=1, max_size=2))},
+            optional={
+                "graph": st.lists(names, min_size=1, max_size=2),
+                "exclude": st.lists(st.fixed_dictionaries({"config": mappings}), max_size=2),
+                "include": st.lists(variants, max_size=2),
+            },
+        ),
         "workspace": st.fixed_dictionaries({"keep": st.sampled_from(["always", "never"])}),
     },
 )
@@ -389,3 +508,41 @@ def test_a_valid_spec_written_out_with_its_defaults_is_the_same_spec(raw):
 
     assert again == spec
     assert [case["input"] for case in spec.cases] == [case["input"] for case in raw["cases"]]
+
+
+@settings(max_examples=100)
+@given(valid_specs, st.data())
+def test_a_valid_spec_with_one_thing_changed_is_a_spec_or_refused(raw, data):
+    raw = copy.deepcopy(raw)
+    holder, key = raw, data.draw(st.sampled_from(sorted(raw)))
+    while isinstance(holder[key], dict | list) and holder[key] and data.draw(st.booleans()):
+        holder = holder[key]
+        key = data.draw(
+            st.sampled_from(range(len(holder)) if isinstance(holder, list) else sorted(holder))
+        )
+    holder[key] = data.draw(spec_like)
+
+    try:
+        spec = specs.parse(raw)
+    except InvalidSpec as error:
+        assert error.problems
+        json.dumps(error.problems, ensure_ascii=False).encode()
+    else:
+        assert specs.parse(json.loads(json.dumps(spec.model_dump(mode="json")))) == spec
+
+
+@given(st.floats(0.001, 30 * 86400), st.sampled_from(["s", "", " s"]))
+def test_a_duration_written_as_text_is_the_number(seconds, unit):
+    text = f"{seconds:f}"
+
+    assert specs.parse_duration_s(text + unit) == specs.parse_duration_s(float(text))
+
+
+@given(
+    st.integers(1, 2**40),
+    st.sampled_from([("", 1), ("B", 1), ("kB", 1000), ("KiB", 1024), ("GiB", 2**30)]),
+)
+def test_a_size_written_with_a_unit_is_that_many_bytes(count, unit):
+    text, factor = unit
+
+    assert specs.parse_size_bytes(f"{count}{text}") == count * factor

@@ -9,7 +9,7 @@ from wtb_core import specs
 from wtb_core.errors import InvalidRequest, InvalidSpec
 from wtb_core.files.blobs import BlobStore
 from wtb_core.projects import ProjectVersions, Registry
-from wtb_core.submission import prepare
+from wtb_core.submission import expand, prepare
 
 PROJECT = """
 name: p
@@ -57,15 +57,84 @@ def registry(tmp_path_factory):
     return Registry(root, ["*/project.yaml"], versions, describe)
 
 
-def make(registry, *, admission=1_000, key=None, **fields):
+def make(registry, *, admission=1_000, key=None, user=None, **fields):
     raw = {**MINIMAL, **fields}
-    return asyncio.run(prepare(raw, registry, admission=admission, idempotency_key=key))
+    return asyncio.run(
+        prepare(raw, registry, admission=admission, idempotency_key=key, submitted_by=user)
+    )
+
+
+def plan(registry, *, admission=1_000, **fields):
+    return asyncio.run(expand({**MINIMAL, **fields}, registry, admission=admission))
 
 
 def find(registry, **fields):
+    """The problems by path; a dry run has the same."""
     with pytest.raises(InvalidSpec) as caught:
         make(registry, **fields)
+    with pytest.raises(InvalidSpec) as planned:
+        plan(registry, **fields)
+    assert planned.value.problems == caught.value.problems
     return {problem.path: problem.message for problem in caught.value.problems}
+
+
+def test_a_dry_run_shows_what_would_be_stored(registry):
+    fields = {
+        "variants": [{"name": "a"}],
+        "matrix": {"nodes": {"propose": ["flip", "shift"]}},
+        "cases": [{"input": 1}, {"id": 7, "input": 2}],
+        "repetitions": 3,
+        "limits": {"timeout": "1m"},
+    }
+    batch = make(registry, **fields)
+
+    shown = plan(registry, **fields)
+
+    assert shown == {
+        "dry_run": True,
+        "project": "p",
+        "project_version": batch.project_version,
+        "executions": 18,
+        "cases": 2,
+        "repetitions": 3,
+        "evaluators": ["tests_pass", "size", "many"],
+        "baseline": "a",
+        "variants": batch.variants,
+        "spec": batch.spec,
+    }
+    assert [variant["name"] for variant in shown["variants"]] == ["a", "flip", "shift"]
+    assert shown["spec"]["limits"]["timeout"] == 60
+    json.dumps(shown)
+    assert plan(registry, **fields, baseline="shift", evaluators=[])["baseline"] == "shift"
+
+
+def test_who_submitted_and_with_which_key_stays_with_the_batch(registry):
+    batch = make(registry, key="k", user="alice")
+
+    assert (batch.idempotency_key, batch.submitted_by) == ("k", "alice")
+    assert make(registry).submitted_by is None
+
+
+def test_problems_are_no_more_than_a_hundred(registry):
+    fields = {
+        "evaluators": [f"no{i}" for i in range(90)],
+        "limits": {f"no{i}": 1 for i in range(90)},
+    }
+    with pytest.raises(InvalidSpec) as caught:
+        make(registry, **fields)
+
+    assert len(caught.value.problems) == 100
+
+
+def test_a_node_with_an_odd_name_has_a_path_that_can_be_shown(registry):
+    problems = find(registry, variants=[{"name": "a", "nodes": {"a b\n": "flip"}}])
+
+    assert set(problems) == {'variants[0].nodes["a b\\n"]'}
+
+
+def test_repetitions_beyond_what_can_be_admitted_are_answered_with_numbers(registry):
+    (message,) = find(registry, repetitions=1_000_000).values()
+    assert "1 variants x 1 cases x 1000000 repetitions are 1000000 executions" in message
 
 
 def test_a_batch_holds_all_that_its_executions_need(registry):

@@ -15,7 +15,7 @@ from wtb_core.commands.options import (
     with_service,
 )
 from wtb_core.display import make_console, print_project, print_projects, to_json
-from wtb_core.testbench import read_spec
+from wtb_core.spec_files import read_spec
 
 
 @click.group(cls=ListingGroup)

@@ -53,7 +53,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_error)
 
 
-async def _on_wtb_error(_: Request, error: Exception) -> Response:
+def describe(error: Exception) -> Response:
+    """The problem document of `error`; of one that is not ours it tells nothing."""
+    if not isinstance(error, errors.WtbError):
+        return problem(500, "internal", "the service failed; its log says how")
     status, cls = next(
         ((status, cls) for cls, status in STATUS.items() if isinstance(error, cls)),
         (HTTPStatus.INTERNAL_SERVER_ERROR, errors.WtbError),
@@ -67,6 +70,10 @@ async def _on_wtb_error(_: Request, error: Exception) -> Response:
     if isinstance(error, errors.TooManyPending | errors.Unavailable):
         headers["Retry-After"] = str(error.retry_after_s)
     return problem(status, _kind(cls), str(error), headers=headers, **extra)
+
+
+async def _on_wtb_error(_: Request, error: Exception) -> Response:
+    return describe(error)
 
 
 async def _on_bad_parameter(_: Request, error: Exception) -> Response:

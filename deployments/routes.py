@@ -8,15 +8,12 @@ from typing import Annotated, Any, Never
 
 from fastapi import FastAPI, Header, Query, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from deployments import http_errors
 from deployments.batch_ingress import BatchIngress, Settings
-from deployments.sse import encode
 from wtb_core.errors import InvalidRequest
 from wtb_core.report import render_markdown
-
-SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def build(ingress: BatchIngress, settings: Settings) -> FastAPI:
@@ -85,8 +82,7 @@ def _add_events(app: FastAPI, ingress: BatchIngress) -> None:
                 raise InvalidRequest("Last-Event-ID", "give the `id` of an event of this stream")
             after = int(last_event_id)
         await ingress.read_events(batch_id, after, 1, 0)
-        stream = encode(ingress.follow(batch_id, after))
-        return StreamingResponse(stream, media_type="text/event-stream", headers=SSE_HEADERS)
+        return ingress.respond_with_events(batch_id, after)
 
 
 def _add_results(app: FastAPI, ingress: BatchIngress) -> None:

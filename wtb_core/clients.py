@@ -80,13 +80,18 @@ class HttpClient:
                 for event in self._stream(batch_id, after):
                     if event.event == "end":
                         return
+                    if event.event == "resume":
+                        break
+                    if event.event == "error":
+                        problem = json.loads(event.data)
+                        raise _to_error(httpx.Response(problem["status"], text=event.data))
                     if not event.data:
                         continue  # a heartbeat, which the parser gives an earlier event's id
                     failures = 0
                     item: Json = json.loads(event.data)
                     after = item["seq"]
                     yield item
-            except httpx.TransportError as error:
+            except (httpx.TransportError, errors.Unavailable) as error:
                 failures += 1
                 if failures > RECONNECTS:
                     raise errors.Unavailable(f"{self.url} does not answer: {error}") from error

@@ -10,7 +10,7 @@ import pytest
 
 from wtb_core import clients
 from wtb_core.clients import HttpClient
-from wtb_core.errors import Conflict, InvalidSpec, Problem, RequestRefused, Unavailable
+from wtb_core.errors import Conflict, InvalidSpec, NotFound, Problem, RequestRefused, Unavailable
 
 URL = "http://bench.test"
 EVENTS = [{"seq": seq, "type": "ray_batch_test_progress", "payload": {}} for seq in range(1, 7)]
@@ -123,6 +123,35 @@ def test_a_stream_that_ends_early_is_asked_for_the_rest(size):
 
     assert list(make_client(handle).follow("b-1", 0)) == EVENTS
     assert asked == list(range(0, len(EVENTS), size))
+
+
+def test_a_stream_that_says_resume_is_asked_for_the_rest():
+    """The hint ends a stream like a cut does; it is no event."""
+    hint = 'event: resume\nretry: 200\ndata: {"after": 3}\n\n'
+    answers = [sse(EVENTS[:3], ended=False).text + hint, sse(EVENTS[3:], ended=True).text]
+    asked = []
+
+    def handle(request):
+        asked.append(request.url.params["after"])
+        return httpx.Response(
+            200, headers={"Content-Type": "text/event-stream"}, text=answers.pop(0)
+        )
+
+    assert list(make_client(handle).follow("b-1", 0)) == EVENTS
+    assert asked == ["0", "3"]
+
+
+def test_a_stream_that_ends_with_an_error_raises_it():
+    problem = {"type": "about:blank#not-found", "status": 404, "arguments": ["batch", "b-1"]}
+
+    def handle(_request):
+        text = sse(EVENTS[:2], ended=False).text + f"event: error\ndata: {json.dumps(problem)}\n\n"
+        return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, text=text)
+
+    events = make_client(handle).follow("b-1", 0)
+    assert [next(events), next(events)] == EVENTS[:2]
+    with pytest.raises(NotFound, match="b-1"):
+        next(events)
 
 
 def test_a_server_that_is_away_for_a_moment_is_asked_again():

@@ -21,6 +21,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+from ray.exceptions import TaskCancelledError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -187,8 +188,13 @@ class _EventStream(Response):
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    except (
+        TaskCancelledError
+    ):  # Serve's call to the proxy, which a client that leaves can end first
+        return
 
 
 def _encode_resume(after: int) -> bytes:

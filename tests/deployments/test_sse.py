@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ray.exceptions import TaskCancelledError
 
 from deployments import sse, tails
 from deployments.sse import EventStreams
@@ -467,6 +468,38 @@ def test_an_error_of_the_log_ends_the_stream_with_a_problem(
         assert last == "error"
         assert (problem["status"], problem["type"]) == (status, f"about:blank#{kind}")
         assert "secret" not in json.dumps(problem)
+        assert streams.open == 0
+
+    asyncio.run(main())
+
+
+def test_an_error_before_the_first_event_ends_the_stream_with_a_problem() -> None:
+    async def main() -> None:
+        log = Log()
+        log.failures = [NotFound("batch", "b")]
+        client = Client().open(EventStreams(log.read, unseen))
+        await client.task
+        ((last, problem),) = client.messages()
+        assert (last, problem["status"]) == ("error", 404)
+
+    asyncio.run(main())
+
+
+def test_serve_ending_its_own_receive_is_a_client_that_has_left() -> None:
+    async def main() -> None:
+        log = Log()
+        client = Client()
+
+        async def receive() -> dict[str, Any]:
+            await client.left.wait()
+            raise TaskCancelledError
+
+        client.receive = receive
+        streams = EventStreams(log.read, unseen)
+        client.open(streams)
+        await until(lambda: bool(streams._tails._tails))
+        client.left.set()
+        await client.task
         assert streams.open == 0
 
     asyncio.run(main())

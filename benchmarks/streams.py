@@ -101,8 +101,8 @@ async def read_all(
                         await hold.wait()
                     if taken == leave_after and not reader.ended:
                         break
-        except httpx.TransportError:  # a kernel resets a closed connection that is never read
-            reader.endings["reset"] += 1
+        except httpx.TransportError as error:  # a kernel resets what is closed and never read
+            reader.endings[type(error).__name__] += 1
     return reader
 
 

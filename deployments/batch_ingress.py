@@ -8,10 +8,12 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray import serve
+from starlette.responses import Response
 
 from deployments.calls import Handle, call
 from deployments.dispatcher import Dispatcher, quieten_rejections
@@ -203,9 +205,10 @@ class BatchIngress:
 
     async def stream_events(self, batch_id: str, after: int = 0) -> AsyncIterator[dict[str, Any]]:
         """Every event above `after`, live, until the batch has ended."""
-        async for page in self._streams.follow(batch_id, after):
-            for event in page:
-                yield event
+        async with aclosing(self._streams.follow(batch_id, after)) as chunks:
+            async for chunk in chunks:
+                for event in chunk:
+                    yield event
 
     async def list_executions(
         self,
@@ -369,9 +372,9 @@ class BatchIngress:
 
     # -- for the routes ------------------------------------------------------------------------
 
-    def follow(self, batch_id: str, after: int) -> AsyncIterator[list[dict[str, Any]]]:
-        """Pages of a batch's events, live."""
-        return self._streams.follow(batch_id, after)
+    def respond_with_events(self, batch_id: str, after: int) -> Response:
+        """The HTTP answer that streams a batch's events, live."""
+        return self._streams.respond(batch_id, after)
 
     # -- inside --------------------------------------------------------------------------------
 

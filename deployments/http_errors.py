@@ -1,7 +1,6 @@
 """Errors as RFC 9457 problem documents: one table from our errors to HTTP."""
 
 import json
-import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -14,8 +13,6 @@ from starlette.routing import Match
 
 from wtb_core import errors
 from wtb_core.specs import format_path
-
-logger = logging.getLogger("ray.serve")
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -56,8 +53,10 @@ def problem(
     return Response(content, status, headers, media_type=MEDIA_TYPE)
 
 
-def to_problem(error: errors.WtbError) -> Response:
-    """The answer that says `error`."""
+def describe(error: Exception) -> Response:
+    """The problem document of `error`; of one that is not ours it tells nothing."""
+    if not isinstance(error, errors.WtbError):
+        return problem(500, "internal", "the service failed; its log says how")
     status, cls = next(
         ((status, cls) for cls, status in STATUS.items() if isinstance(error, cls)),
         (HTTPStatus.INTERNAL_SERVER_ERROR, errors.WtbError),
@@ -85,8 +84,7 @@ def install(app: FastAPI) -> None:
 
 
 async def _on_wtb_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, errors.WtbError)
-    return to_problem(error)
+    return describe(error)
 
 
 async def _on_bad_parameter(_: Request, error: Exception) -> Response:
@@ -128,11 +126,9 @@ async def _on_disconnect(_: Request, _error: Exception) -> Response:
     return problem(400, "http", "the body ended early")
 
 
-async def _on_fault(request: Request, _error: Exception) -> Response:
+async def _on_fault(_: Request, error: Exception) -> Response:
     """A fault of ours; Starlette raises it again after the answer, for Serve's log."""
-    logger.error("%s %s failed", request.method, request.url.path)
-    detail = "the service failed on this request; its log says why"
-    return problem(500, "internal", detail)
+    return describe(error)
 
 
 def _kind(cls: type[errors.WtbError]) -> str:

@@ -6,19 +6,17 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, Header, Path, Query, Request
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from deployments import http_errors, openapi, schemas
 from deployments.batch_ingress import MAX_WAIT_MS, BatchIngress, Settings
 from deployments.bodies import read_document, read_optional
 from deployments.openapi import answers
 from deployments.security import Gate
-from deployments.sse import encode
 from wtb_core.errors import InvalidRequest, NotFound
 from wtb_core.parameters import MAX_LIMIT
 from wtb_core.report import render_csv, render_markdown
 
-SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 ID = {"pattern": "^[A-Za-z0-9_-]{1,64}$"}
 
 BatchId = Annotated[str, Path(json_schema_extra=ID)]
@@ -191,8 +189,7 @@ def _add_events(app: FastAPI, ingress: BatchIngress) -> None:
                 raise InvalidRequest("Last-Event-ID", "give the `id` of an event of this stream")
             after = int(last_event_id[:15])
         await ingress.read_events(batch_id, after, 1, 0)
-        stream = encode(ingress.follow(batch_id, after))
-        return StreamingResponse(stream, media_type="text/event-stream", headers=SSE_HEADERS)
+        return ingress.respond_with_events(batch_id, after)
 
 
 def _add_results(app: FastAPI, ingress: BatchIngress) -> None:

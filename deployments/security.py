@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.http_errors import to_problem
+from deployments.http_errors import describe
 from wtb_core.errors import Forbidden, Unauthorized, WtbError
 
 PROBES = frozenset({"/healthz", "/readyz"})
@@ -91,7 +91,7 @@ class Gate:
         try:
             user = self._admit(scope, path)
         except WtbError as error:
-            await to_problem(error)(scope, receive, send_with_headers)
+            await describe(error)(scope, receive, send_with_headers)
             return
         scope.setdefault("state", {})["user"] = user
         await self._app(scope, receive, send_with_headers)

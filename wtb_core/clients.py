@@ -305,6 +305,9 @@ class HttpClient:
                             yield None
                         elif event.event == "resume":
                             return
+                        elif event.event == "error":
+                            problem = json.loads(event.data)
+                            raise _to_error(httpx.Response(problem["status"], text=event.data))
                         elif event.data:  # a heartbeat has none
                             yield json.loads(event.data)
         except httpx.RequestError as error:

@@ -292,5 +292,5 @@ def test_there_are_the_seventeen_event_types():
 
 
 def test_every_argument_of_the_application_is_there():
-    assert ARGS <= AppArgs.model_fields.keys()
+    assert AppArgs.model_fields.keys() >= ARGS
     assert ExecutorArgs.model_fields.keys() == EXECUTOR_ARGS

@@ -15,6 +15,7 @@ from wtb_core.errors import (
     Conflict,
     InvalidRequest,
     InvalidSpec,
+    NotFound,
     Problem,
     RequestRefused,
     TooManyPending,
@@ -144,6 +145,16 @@ def test_a_stream_that_ends_early_is_asked_for_the_rest(size):
 
     assert follow(handle) == EVENTS
     assert asked == list(range(0, len(EVENTS), size))
+
+
+def test_a_stream_that_ends_with_an_error_raises_it():
+    problem = {"type": "about:blank#not-found", "status": 404, "arguments": ["batch", "b-1"]}
+
+    def handle(_request):
+        return sse(EVENTS[:2], ended=False, last=f"event: error\ndata: {json.dumps(problem)}\n\n")
+
+    with pytest.raises(NotFound, match="b-1"):
+        follow(handle)
 
 
 def test_a_server_that_is_away_for_a_moment_is_asked_again():

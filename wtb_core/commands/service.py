@@ -120,9 +120,7 @@ def _introduce(config: ServeConfig) -> None:
 
 
 def _describe_project(path: Path) -> str:
-    if path.suffix == ".json":
-        return str(path)
     try:
-        return f"{path} ({read_project_file(path).name})"
+        return f"{path} ({read_project_file(path).definition.name})"
     except ProjectError as error:
         return f"{path}: {'; '.join(error.problems)}"

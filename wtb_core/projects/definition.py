@@ -5,10 +5,10 @@ import stat
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from wtb_core.errors import Problem, ProjectError
+from wtb_core.documents import parse_yaml
+from wtb_core.errors import InvalidDocument, Problem, ProjectError
 from wtb_core.projects import langgraph_json
 from wtb_core.specs import Name, format_path
 
@@ -141,15 +141,10 @@ def _read(path: Path) -> bytes:
 
 def _parse_yaml(path: Path, data: bytes) -> Any:
     try:
-        return yaml.safe_load(data.decode())
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-        raise ProjectError(str(path), [f"is not YAML: {place}{error.problem}"]) from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ProjectError(str(path), [f"is not YAML: {error}"]) from error
-    except RecursionError as error:
-        raise ProjectError(str(path), ["is not YAML: it is nested too deeply"]) from error
+        return parse_yaml(data)
+    except InvalidDocument as error:
+        place = "" if error.line is None else f"line {error.line}, column {error.column}: "
+        raise ProjectError(str(path), [f"is not YAML: {place}{error.message}"]) from error
 
 
 def _explain(fault: Any) -> str:

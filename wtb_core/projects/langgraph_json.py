@@ -4,9 +4,11 @@
 counterpart here.
 """
 
-import json
 import re
 from typing import Any
+
+from wtb_core.documents import parse_json
+from wtb_core.errors import InvalidDocument
 
 FILE_NAME = "langgraph.json"
 
@@ -32,11 +34,10 @@ def convert(data: bytes, directory: str) -> tuple[dict[str, Any], list[str]]:
         ValueError: with every problem as one of its arguments.
     """
     try:
-        raw: Any = json.loads(data, object_pairs_hook=_refuse_twice)
-    except RecursionError as error:
-        raise ValueError("is not JSON: it is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"is not JSON: {error}") from error
+        raw: Any = parse_json(data)
+    except InvalidDocument as error:
+        place = "" if error.line is None else f"line {error.line}, column {error.column}: "
+        raise ValueError(f"is not JSON: {place}{error.message}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("graphs"), dict) or not raw["graphs"]:
         raise ValueError("it names no graphs; give `graphs`, a mapping of names to references")
     problems: list[str] = []
@@ -59,15 +60,6 @@ def convert(data: bytes, directory: str) -> tuple[dict[str, Any], list[str]]:
         ignored.append(f"{key}: {_REASONS.get(key, 'has no meaning here')}")
     converted = {"name": _as_name(directory), "graphs": graphs, "environment": environment}
     return converted, sorted(ignored)
-
-
-def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} occurs twice")
-        found[key] = value
-    return found
 
 
 def _as_reference(text: str) -> str:

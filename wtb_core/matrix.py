@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from wtb_core.errors import Problem
@@ -182,7 +182,16 @@ def _product(matrix: Matrix) -> Iterator[Variant]:
     axes = _axes(matrix)
     if not axes:
         return
+    excluded = _index_excludes(matrix.exclude, axes)
+    if excluded is None:
+        return
     for indices in itertools.product(*(range(len(axis.values)) for axis in axes)):
+        if any(
+            all(indices[number] in agreeing for number, agreeing in rest)
+            for place in enumerate(indices)
+            for rest in excluded.get(place, ())
+        ):
+            continue
         chosen = [(axis, axis.values[i], i) for axis, i in zip(axes, indices, strict=True)]
         sections: dict[str, dict[str, Any]] = {
             "graph": {},
@@ -192,12 +201,9 @@ def _product(matrix: Matrix) -> Iterator[Variant]:
         }
         for axis, value, _ in chosen:
             sections[axis.section][axis.key] = value
-        graph = sections["graph"].get("graph", "default")
-        if any(_matches(entry, graph, sections) for entry in matrix.exclude):
-            continue
         yield Variant.model_construct(
             name=_name([(value, i) for _, value, i in chosen]),
-            graph=graph,
+            graph=sections["graph"].get("graph", "default"),
             nodes=sections["nodes"],
             config=sections["config"],
             context=sections["context"],
@@ -221,15 +227,56 @@ def _name_part(value: object, index: int) -> str:
     return text if _NAME_PART.fullmatch(text) else str(index)
 
 
-def _matches(entry: MatrixEntry, graph: str, sections: Mapping[str, Mapping[str, Any]]) -> bool:
-    if entry.graph is not None and entry.graph != graph:
-        return False
-    wanted = {"nodes": entry.nodes, "config": entry.config, "context": entry.context}
-    return all(
-        key in sections[section] and _same(sections[section][key], value)
-        for section, values in wanted.items()
+type _Wanted = list[tuple[int, set[int]]]
+
+
+def _index_excludes(
+    entries: Sequence[MatrixEntry], axes: list[_Axis]
+) -> dict[tuple[int, int], list[_Wanted]] | None:
+    """What else an entry wants, by one axis and index that it wants; None when one wants nothing.
+
+    A product of ten thousand with a thousand entries then compares few of them with each.
+    """
+    index: dict[tuple[int, int], list[_Wanted]] = {}
+    for entry in entries:
+        wanted = _find_wanted(entry, axes)
+        if wanted is None:
+            continue
+        if not wanted:
+            return None
+        wanted.sort(key=lambda want: -len(axes[want[0]].values))
+        (number, agreeing), *rest = wanted
+        for i in agreeing:
+            index.setdefault((number, i), []).append(rest)
+    return index
+
+
+def _find_wanted(entry: MatrixEntry, axes: list[_Axis]) -> _Wanted | None:
+    """For each axis that an exclude entry speaks of, the indices of the values that agree.
+
+    None where no combination can agree with all of it.
+    """
+    said: dict[tuple[str, str], Any] = {
+        (section, key): value
+        for section, values in (
+            ("nodes", entry.nodes),
+            ("config", entry.config),
+            ("context", entry.context),
+        )
         for key, value in values.items()
-    )
+    }
+    numbers = {(axis.section, axis.key): number for number, axis in enumerate(axes)}
+    if entry.graph is not None and (("graph", "graph") in numbers or entry.graph != "default"):
+        said["graph", "graph"] = entry.graph
+    wanted: _Wanted = []
+    for place, value in said.items():
+        number = numbers.get(place)
+        values = axes[number].values if number is not None else ()
+        agreeing = {i for i, other in enumerate(values) if _same(other, value)}
+        if number is None or not agreeing:
+            return None
+        wanted.append((number, agreeing))
+    return wanted
 
 
 def _same(left: object, right: object) -> bool:

@@ -12,6 +12,7 @@ from deployments.messages import Directives, Heartbeat
 from deployments.variant_executor import Identity, VariantExecutor
 from tests.deployments.fakes import FakeHandle
 from wtb_core.attempts import Assignment, Outcome
+from wtb_core.data import DataDir
 from wtb_core.errors import Unavailable
 from wtb_core.specs import Limits, Variant, Workspace
 from wtb_core.store.records import Claimant, Finish
@@ -95,7 +96,7 @@ def run_with(tmp_path: Path, scenario) -> None:
     async def main() -> None:
         collector = Collector()
         executor = VariantExecutor(
-            collector.handle(), str(tmp_path), lambda: Identity("replica", "actor", "node")
+            collector.handle(), DataDir(tmp_path), lambda: Identity("replica", "actor", "node")
         )
         async with asyncio.timeout(10):
             await scenario(collector, executor, executor._engine)

@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 from rich.text import Text
 
+import wtb_core
 from wtb_core.cli import main
 
 TRIVIAL = Path(__file__).parents[1] / "projects" / "trivial" / "project.yaml"
@@ -334,7 +335,7 @@ def test_users_text_is_cleaned_in_lists_and_left_alone_in_json(wtb, server):
         "problems": ["\x1b[2Jboom"],
     }
     server.answer("GET", "/v1/batches", {"items": [BATCH], "next_cursor": None})
-    server.answer("GET", "/v1/projects", {"items": [project]})
+    server.answer("GET", "/v1/projects", {"items": [project], "next_cursor": None})
     server.answer_batch()
 
     listed = wtb("batch", "list", "--url", server.url)
@@ -353,7 +354,7 @@ def test_users_text_is_cleaned_in_lists_and_left_alone_in_json(wtb, server):
 
 def test_a_noun_alone_lists(wtb, server):
     server.answer("GET", "/v1/batches", {"items": [BATCH], "next_cursor": "7"})
-    server.answer("GET", "/v1/projects", {"items": [PROJECT]})
+    server.answer("GET", "/v1/projects", {"items": [PROJECT], "next_cursor": None})
 
     page = wtb("batch", "--url", server.url, "--status", "failed", "--label", "a=b")
     as_json = wtb("batch", "--json", "--url", server.url)
@@ -573,7 +574,7 @@ def test_one_execution_is_cancelled(wtb, server):
 
 
 def test_a_project_is_shown_with_what_it_offers(wtb, server):
-    server.answer("GET", "/v1/projects", {"items": [PROJECT]})
+    server.answer("GET", "/v1/projects", {"items": [PROJECT], "next_cursor": None})
 
     done = wtb("project", "show", "p", "--url", server.url)
     missing = wtb("project", "show", "q", "--url", server.url)
@@ -612,8 +613,9 @@ class Checking(ModuleType):
 def test_a_project_is_checked_where_it_lies(wtb, tmp_path, monkeypatch, ok):
     checking = Checking(ok=ok)
     monkeypatch.setitem(sys.modules, "wtb_core.checking", checking)
+    monkeypatch.setattr(wtb_core, "checking", checking, raising=False)
     spec = tmp_path / "batch.yaml"
-    spec.touch()
+    spec.write_text("project: p")
 
     plain = wtb("project", "check", tmp_path)
     full = wtb(
@@ -627,7 +629,7 @@ def test_a_project_is_checked_where_it_lies(wtb, tmp_path, monkeypatch, ok):
     assert json.loads(full.stdout) == {"ok": ok, "mode": "json"}
     assert checking.asked == [
         (tmp_path, "default", Checking.MISSING, None),
-        (tmp_path, "g", {"a": 1}, spec),
+        (tmp_path, "g", {"a": 1}, {"project": "p"}),
     ]
     assert (bad.exit_code, "is not JSON" in bad.stderr) == (2, True)
 

@@ -442,7 +442,7 @@ def test_a_dry_run_that_the_service_does_not_know_is_no_dry_run():
             {},
             None,
         ),
-        (lambda c: c.projects(), "GET", "/v1/projects", {}, None),
+        (lambda c: c.projects(), "GET", "/v1/projects", {"limit": "500"}, None),
     ],
 )
 def test_each_call_is_the_request_of_the_contract(call, method, path, query, body):
@@ -450,7 +450,7 @@ def test_each_call_is_the_request_of_the_contract(call, method, path, query, bod
 
     def handle(request):
         asked.append(request)
-        return httpx.Response(200, json={"dry_run": True, "items": []})
+        return httpx.Response(200, json={"dry_run": True, "items": [], "next_cursor": None})
 
     asyncio.run(call(make_client(handle)))
 

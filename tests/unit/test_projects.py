@@ -132,7 +132,7 @@ def test_what_a_project_file_leaves_out_has_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problems"),
     [
-        ("", ["a project file is a mapping with at least `name` and `graph`"]),
+        ("", ["is not YAML: line 1, column 1: there is nothing in it"]),
         ("- a\n- b\n", ["a project file is a mapping with at least `name` and `graph`"]),
         ("name: p\n", ["give `graph` for one graph or `graphs` for several"]),
         (
@@ -191,10 +191,11 @@ def test_every_problem_of_a_file_is_told_in_plain_words(tmp_path, text, problems
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"a: [", "is not YAML: line 1, column 5: "),
+        (b"a: [", "is not YAML: line 2, column 1: "),
         (b"\xff\xfe\xff", "is not YAML"),
-        (b"[" * 5000, "is not YAML: it is nested too deeply"),
-        (b"a: 2024-13-45", "is not YAML: month must be in 1..12"),
+        (b"[" * 5000, "nested more than 100 levels deep"),
+        (b"name: a\nname: b", "the key 'name' is given twice"),
+        (b"", "is not YAML: line 1, column 1: there is nothing in it"),
         (b"#" * (1024**2 + 1), "is larger than 1048576 bytes"),
         (None, "cannot be read: No such file or directory"),
     ],
@@ -287,12 +288,18 @@ def test_env_of_a_langgraph_json_may_be_a_mapping(tmp_path):
     [
         (
             "{",
+            ["is not JSON: line 1, column 2: expecting property name enclosed in double quotes"],
+        ),
+        (
+            "[" * 100_000,
+            ["is not JSON: line 1, column 101: this is nested more than 100 levels deep"],
+        ),
+        (
+            '{"env": "a", "env": "b"}',
             [
-                "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+                "is not JSON: line 1, column 24: the key 'env' is given twice, in the mapping ending here"
             ],
         ),
-        ("[" * 100_000, ["is not JSON: it is nested too deeply"]),
-        ('{"env": "a", "env": "b"}', ["is not JSON: the key 'env' occurs twice"]),
         ({"graphs": {}}, ["it names no graphs; give `graphs`, a mapping of names to references"]),
         (["graphs"], ["it names no graphs; give `graphs`, a mapping of names to references"]),
         (
@@ -703,6 +710,12 @@ def test_a_project_that_cannot_be_used_is_listed_and_hinders_no_other(
         "name": "broken",
         "version": None,
         "source": str(broken),
+        "graphs": {},
+        "nodes": {},
+        "evaluators": [],
+        "scores": {},
+        "start": None,
+        "start_reason": None,
         "ignored": [],
         "problems": ["give `graph` for one graph or `graphs` for several"],
     }

@@ -26,7 +26,7 @@ variant_files: ["prompts/**/*.md", "top.txt"]
 """
 DESCRIPTION = {
     "graphs": {
-        "default": {"kind": "state_graph", "nodes": ["propose", "accept"]},
+        "default": {"kind": "state_graph", "nodes": ["propose", "accept"], "subgraphs": {}},
         "other": {
             "kind": "state_graph",
             "nodes": ["answer"],

@@ -59,7 +59,7 @@ def answer(request):
         "/v1/batches/b-1": BATCH,
         "/v1/batches/b-1/comparison": COMPARISON,
         "/v1/batches/b-1/executions": {"items": [{"execution_id": "b-1-0"}], "next_cursor": None},
-        "/v1/projects": {"items": [{"name": "p"}]},
+        "/v1/projects": {"items": [{"name": "p"}], "next_cursor": None},
     }
     if path in answers:
         return httpx.Response(200, json=answers[path])
@@ -340,7 +340,7 @@ def test_a_handle_is_awaited_and_its_stream_is_followed_to_the_end_of_the_batch(
         retry_batch=[{"batch_id": "b-2"}],
         read_log=[{"attempt": 1, "stream": "stderr", "text": "é", "truncated": False}],
         list_batches=[{"items": [], "next_cursor": None}],
-        list_projects=[{"items": [{"name": "p"}]}],
+        list_projects=[{"items": [{"name": "p"}], "next_cursor": None}],
     )
     with TestBench.from_handle(handle) as bench:
         assert bench.where == "a Serve handle"
@@ -366,7 +366,7 @@ def test_a_handle_is_awaited_and_its_stream_is_followed_to_the_end_of_the_batch(
         ("retry_batch", "b-1", "latest", "k2"),
         ("read_log", "b-1-0", "stderr", 1),
         ("list_batches", None, None, "a=b", 100, None),
-        ("list_projects",),
+        ("list_projects", 500, None),
     ]
 
 

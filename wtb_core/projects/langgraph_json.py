@@ -4,6 +4,7 @@
 counterpart here.
 """
 
+import json
 import re
 from typing import Any
 

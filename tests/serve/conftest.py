@@ -15,6 +15,7 @@ from ray import serve
 from deployments.app import AppArgs, build_app
 from wtb_core.testbench import TestBench
 
+TOKEN = "a-token-for-the-tests"
 PROJECTS = Path(__file__).parent.parent / "projects"
 
 
@@ -81,7 +82,9 @@ def service(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     serve.delete("wtb")
 
 
-TOKEN = "a-token-for-the-tests"
+@pytest.fixture(scope="session")
+def token() -> str:
+    return TOKEN
 
 
 @pytest.fixture(scope="session")

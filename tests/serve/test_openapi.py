@@ -6,7 +6,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import TOKEN
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 CONFIG = Path(__file__).with_name("schemathesis.toml")
@@ -41,15 +40,15 @@ def test_nothing_is_found(service, bench, tmp_path):
     assert "Tested: 20" in done.stdout
 
 
-def test_nothing_is_found_with_a_token(secured_url, tmp_path):
-    done = run_schemathesis(secured_url, tmp_path, "-H", f"Authorization: Bearer {TOKEN}")
+def test_nothing_is_found_with_a_token(secured_url, token, tmp_path):
+    done = run_schemathesis(secured_url, tmp_path, "-H", f"Authorization: Bearer {token}")
 
     assert done.returncode == 0, done.stdout[-6_000:] + done.stderr[-2_000:]
 
 
-def test_a_token_is_needed_and_its_user_is_recorded(secured_url):
+def test_a_token_is_needed_and_its_user_is_recorded(secured_url, token):
     assert httpx.get(f"{secured_url}/v1/batches").status_code == 401
-    headers = {"Authorization": f"Bearer {TOKEN}"}
+    headers = {"Authorization": f"Bearer {token}"}
     receipt = httpx.post(f"{secured_url}/v1/batches", json=SPEC, headers=headers).json()
     batch = httpx.get(f"{secured_url}/v1/batches/{receipt['batch_id']}", headers=headers).json()
     assert batch["submitted_by"] == "alice"

@@ -77,7 +77,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path: str = scope["path"]
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

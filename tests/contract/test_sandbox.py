@@ -17,8 +17,10 @@ from langgraph.graph import StateGraph
 from langgraph.types import Command
 from sandbox_bench import PROJECTS, Bench, find_processes_of, is_alive, wait_until
 
+from wtb_core.errors import SetupError
 from wtb_core.sandbox.rendering import render
 from wtb_core.sandbox.supervisor import describe
+from wtb_core.sandbox.workspaces import write_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -233,7 +235,15 @@ def test_every_execution_has_randomness_of_its_own(shaped):
     assert seen[0] != seen[1]
 
 
-@pytest.mark.parametrize("path", ["../out", "/etc/out", "link/out", "link", "notes/../../out", ""])
+@pytest.mark.parametrize("path", ["../out", "/etc/out", "notes/../../out", "", "a\0b"])
+def test_a_path_that_leads_out_is_refused_whoever_asks(tmp_path, path):
+    """A spec with such a path is refused before; the workspace does not rely on it."""
+    with pytest.raises(SetupError, match="is not a path inside the workspace"):
+        write_files(tmp_path, {path: "x"})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["link/out", "link"])
 def test_no_file_is_written_out_of_the_workspace(shaped, path):
     outcome = shaped.run("shapes", "sync", {"x": 1}, case_files={path: "x"})
     assert outcome.failure.kind == "setup"

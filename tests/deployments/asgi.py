@@ -37,10 +37,13 @@ def connect(
     tokens: dict[str, str] | None = None,
     client: tuple[str, int] | None = LOOPBACK,
     host: str = "127.0.0.1",
+    root_path: str = "",
     **headers: str,
 ) -> httpx.AsyncClient:
     """A client of an application that serves on `host`."""
     settings = Settings(DataDir("/nowhere"), "/", [], 1, MAX_BODY_BYTES, {})
     app = routes.build(ingress, settings, tokens or {})
-    transport = httpx.ASGITransport(app, client=client, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(
+        app, client=client, root_path=root_path, raise_app_exceptions=False
+    )
     return httpx.AsyncClient(transport=transport, base_url=f"http://{host}", headers=headers)

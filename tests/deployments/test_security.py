@@ -67,6 +67,18 @@ def test_health_probes_are_answered_to_everyone(path):
     assert "secret" not in asyncio.run(run(TOKENS)).text
 
 
+def test_a_probe_below_a_route_prefix_is_one_too():
+    ready = {"ready": True, "problems": [], "project_problems": []}
+
+    async def run():
+        async with connect(
+            FakeIngress(check_ready=ready), tokens=TOKENS, root_path="/prefix"
+        ) as http:
+            return [await http.get(f"/prefix{path}") for path in ("/readyz", "/v1/batches")]
+
+    assert [answer.status_code for answer in asyncio.run(run())] == [200, 401]
+
+
 @pytest.mark.parametrize(
     "send",
     [

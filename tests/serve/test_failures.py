@@ -24,7 +24,7 @@ CASES = [
 def result(service) -> BatchResult:
     cases = [{"id": name, "input": {"do": name}} for name, _ in CASES]
     by_id = {case["id"]: case for case in cases}
-    by_id["unmade"]["files"] = {"a": "a file", "a/b": "below a file"}
+    by_id["unmade"]["files"] = {"note.txt/below": "below a file of the base workspace"}
     by_id["answered"] |= {"input": {"do": "ask"}, "resume": [42]}
     spec = {
         "project": "failing",

@@ -1,10 +1,11 @@
 import asyncio
 import itertools
+import time
 from pathlib import Path
 
 import pytest
 
-from wtb_core.errors import InvalidSpec, NotFound, Unavailable
+from wtb_core.errors import InvalidSpec, NotFound, NotRetryable, Unavailable
 from wtb_core.events import parse_event
 from wtb_core.ids import new_event_id
 from wtb_core.report import BatchFold
@@ -271,3 +272,68 @@ def test_a_batch_that_outlives_its_timeout_is_cancelled(bench, tmp_path):
     assert result.batch["counts"]["cancelled"] == 2
     ended = list(bench.events(result.batch_id))[-1]["payload"]
     assert ended["cancelled_by"] == "deadline"
+
+
+def test_a_retry_takes_over_what_succeeded_and_has_its_logs(tmp_path):
+    with open_bench(tmp_path) as bench:
+        first = bench.run_batch(COMPARED)
+        again = bench.read(follow_to_the_end(bench, bench.retry(first.batch_id)))
+
+        assert again.batch["counts"] == first.batch["counts"]
+        taken = [item for item in again.executions if item["reused_from"]]
+        assert [item["reused_from"] for item in taken] == [
+            item["execution_id"] for item in first.executions if item["status"] == "succeeded"
+        ]
+        assert (
+            again.comparison["variants"][0]["scores"] == first.comparison["variants"][0]["scores"]
+        )
+        origin, copy = taken[0]["reused_from"], taken[0]["execution_id"]
+        assert bench.log(copy) == bench.log(origin)
+        assert bench.execution(copy)["output"] == bench.execution(origin)["output"]
+        with pytest.raises(NotRetryable):
+            bench.retry(bench.run_batch(PLAIN).batch_id)
+
+
+def follow_to_the_end(bench, batch_id):
+    for _ in bench.events(batch_id):
+        pass
+    return batch_id
+
+
+def test_a_running_execution_is_cancelled_alone(tmp_path):
+    gate = tmp_path / "gate"
+    case = {"id": "gated", "input": {"value": 1, "gate": str(gate)}}
+    spec = PLAIN | {
+        "variants": [{"name": "plain", "graph": "gated"}],
+        "cases": [case, case | {"id": "open", "input": {"value": 1, "gate": str(tmp_path)}}],
+    }
+    with open_bench(tmp_path / "data") as bench:
+        batch_id = bench.submit(spec)
+        first = f"{batch_id}-0"
+        while not gate.with_name("gate.reached").exists():
+            time.sleep(0.01)
+        assert bench.cancel_execution(first, "stuck")
+        follow_to_the_end(bench, batch_id)
+
+        assert bench.batch(batch_id)["counts"]["succeeded"] == 1
+        assert bench.execution(first)["status"] == "cancelled"
+        assert not bench.cancel_execution(first)
+
+
+def test_batches_are_listed_a_page_at_a_time(tmp_path):
+    with open_bench(tmp_path) as bench:
+        ids = [bench.submit(PLAIN | {"labels": {"n": str(n)}}) for n in range(3)]
+        page = bench.batches(limit=2)
+        rest = bench.batches(limit=2, cursor=page["next_cursor"])
+
+        assert [item["batch_id"] for item in page["items"] + rest["items"]] == ids[::-1]
+        assert rest["next_cursor"] is None
+        assert [b["batch_id"] for b in bench.batches(label="n=1")["items"]] == [ids[1]]
+
+
+def test_a_dry_run_shows_the_plan(tmp_path):
+    with open_bench(tmp_path) as bench:
+        plan = bench.expand(COMPARED)
+
+        assert (plan["executions"], plan["cases"], plan["baseline"]) == (9, 3, "plain")
+        assert bench.batches()["items"] == []

@@ -5,6 +5,8 @@ row must be moved, or the test fails.
 """
 
 import inspect
+import re
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -294,3 +296,20 @@ def test_there_are_the_seventeen_event_types():
 def test_every_argument_of_the_application_is_there():
     assert AppArgs.model_fields.keys() >= ARGS
     assert ExecutorArgs.model_fields.keys() == EXECUTOR_ARGS
+
+
+def test_the_handle_methods_are_documented_with_their_parameters():
+    """The table of docs/service.md: every public method, its parameters in their order."""
+    text = (Path(__file__).parents[2] / "docs" / "service.md").read_text(encoding="utf-8")
+    documented = {
+        name: [part.partition("=")[0].strip() for part in parameters.split(",") if part.strip()]
+        for name, parameters in re.findall(r"^\| `(\w+)\(([^)]*)\)` \|", text, re.MULTILINE)
+    }
+    inside = {"respond_with_events"}  # for the routes only
+    public = {
+        name: list(inspect.signature(method).parameters)[1:]
+        for name, method in vars(BatchIngress).items()
+        if not name.startswith("_") and callable(method) and name not in inside
+    }
+
+    assert documented == public

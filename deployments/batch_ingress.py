@@ -20,15 +20,17 @@ from deployments.dispatcher import Dispatcher, quieten_rejections
 from deployments.pool_policy import PoolLimits, PoolWatcher
 from deployments.sse import EventStreams
 from wtb_core.data import DataDir
-from wtb_core.errors import InvalidRequest, NotFound, WtbError
+from wtb_core.errors import NotFound, WtbError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.parameters import (
     EXECUTION_STATES,
     LOG_STREAMS,
     MAX_LIMIT,
     PROJECT_VERSIONS,
+    check_after,
     check_choice,
     check_limit,
+    check_wait,
     cut_page,
     make_batch_filter,
     make_page,
@@ -44,7 +46,6 @@ from wtb_core.submission import check_key, expand, prepare, renew
 
 logger = logging.getLogger("ray.serve")
 
-MAX_WAIT_MS = 5_000
 MAX_PAGE_OUTPUT_BYTES = 16 * 1024**2
 KEPT_FOLDS = 32
 EXECUTOR = "VariantExecutor"
@@ -195,16 +196,15 @@ class BatchIngress:
     ) -> dict[str, Any]:
         """A page of events: `{items, next_after, ended}`."""
         check_limit(limit)
-        if after < 0:
-            raise InvalidRequest("after", "give a `seq` of at least 0")
-        if not 0 <= wait_ms <= MAX_WAIT_MS:
-            raise InvalidRequest("wait_ms", f"give 0 to {MAX_WAIT_MS} milliseconds")
+        check_after(after)
+        check_wait(wait_ms)
         items, ended = await self._read_page(batch_id, after, limit, wait_ms)
         next_after = items[-1]["seq"] if items else after
         return {"items": items, "next_after": next_after, "ended": ended}
 
     async def stream_events(self, batch_id: str, after: int = 0) -> AsyncIterator[dict[str, Any]]:
         """Every event above `after`, live, until the batch has ended."""
+        check_after(after)
         async with aclosing(self._streams.follow(batch_id, after)) as chunks:
             async for chunk in chunks:
                 for event in chunk:
@@ -350,6 +350,8 @@ class BatchIngress:
     ) -> dict[str, Any]:
         """A page of the stream `pool`: `{items, next_after, ended}`."""
         check_limit(limit)
+        check_after(after)
+        check_wait(wait_ms)
         items = await call(self._collector, "read_pool_events", after, limit, wait_ms)
         next_after = items[-1]["seq"] if items else after
         return {"items": items, "next_after": next_after, "ended": False}

@@ -49,7 +49,9 @@ async def call(
     try:
         return await _within(response, timeout_s)
     except PASSING as error:
-        if isinstance(error, StaleEpoch | Unavailable):
+        if isinstance(error, StaleEpoch):
+            raise Unavailable(f"{method} reached a collector that was replaced") from None
+        if isinstance(error, Unavailable):
             raise _find_cause(error) from None
         raise Unavailable(f"{method} got no answer: {type(error).__name__}") from error
     except WtbError as error:
@@ -77,7 +79,7 @@ async def call_until_answered(
     while True:
         try:
             return await call(handle, method, *arguments)
-        except (StaleEpoch, Unavailable) as error:
+        except Unavailable as error:
             if give_up_after_s is not None and loop.time() - started > give_up_after_s:
                 raise
             logger.warning("%s is tried again: %s", method, error)

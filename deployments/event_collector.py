@@ -187,7 +187,7 @@ class EventCollector:
             await asyncio.sleep(min(wait_ms / 1000, until - now))
             return Demand(granted=False, claimable=0)
         self._dispatcher = (dispatcher_id, now + DISPATCH_LEASE_S)
-        claimable = await self._poll(
+        claimable = await self._wait_for(
             lambda c: claims.count_claimable(self._ledger, c), bool, wait_ms
         )
         return Demand(granted=True, claimable=claimable)
@@ -274,19 +274,28 @@ class EventCollector:
         is_enough: Callable[[Result], bool],
         wait_ms: int,
     ) -> Result:
+        """A client's `_wait_for`; so many at a time that dispatching never waits behind them."""
+        async with self._polls:
+            return await self._wait_for(query, is_enough, wait_ms)
+
+    async def _wait_for[Result](
+        self,
+        query: Callable[[Connection], Result],
+        is_enough: Callable[[Result], bool],
+        wait_ms: int,
+    ) -> Result:
         """Read until there is something, or the wait is over; every commit may bring it."""
         deadline = time.monotonic() + min(wait_ms / 1000, MAX_POLL_S)
-        async with self._polls:
-            while True:
-                changed = self._changed
-                result = await self._read(query)
-                left = deadline - time.monotonic()
-                if is_enough(result) or left <= 0:
-                    return result
-                try:
-                    await asyncio.wait_for(changed.wait(), left)
-                except TimeoutError:
-                    return result
+        while True:
+            changed = self._changed
+            result = await self._read(query)
+            left = deadline - time.monotonic()
+            if is_enough(result) or left <= 0:
+                return result
+            try:
+                await asyncio.wait_for(changed.wait(), left)
+            except TimeoutError:
+                return result
 
     async def _tick_forever(self) -> None:
         while True:

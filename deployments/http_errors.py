@@ -15,6 +15,15 @@ from wtb_core import errors
 from wtb_core.specs import format_path
 
 MEDIA_TYPE = "application/problem+json"
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""What every answer carries; a fault of ours is answered outside of the middleware that adds it."""
 
 STATUS: dict[type[errors.WtbError], HTTPStatus] = {
     errors.InvalidSpec: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -50,7 +59,7 @@ def problem(
         **extra,
     }
     content = json.dumps(body, ensure_ascii=False).encode(errors="replace")
-    return Response(content, status, headers, media_type=MEDIA_TYPE)
+    return Response(content, status, HEADERS | (headers or {}), media_type=MEDIA_TYPE)
 
 
 def describe(error: Exception) -> Response:

@@ -1,7 +1,8 @@
 """The HTTP API under `/v1`: thin routes over the ingress's handle methods."""
 
+import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Path, Query, Request
 from fastapi_offline import FastAPIOffline
@@ -9,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from deployments import http_errors, openapi, schemas
-from deployments.batch_ingress import MAX_WAIT_MS, BatchIngress, Settings
+from deployments.batch_ingress import BatchIngress, Settings
 from deployments.bodies import read_document, read_optional
 from deployments.openapi import answers
 from deployments.security import Gate
 from wtb_core.errors import InvalidRequest, NotFound
-from wtb_core.parameters import MAX_LIMIT
+from wtb_core.parameters import MAX_LIMIT, MAX_WAIT_MS
 from wtb_core.report import render_csv, render_markdown
 
 ID = {"pattern": "^[A-Za-z0-9_-]{1,64}$"}
@@ -88,6 +89,7 @@ def build(ingress: BatchIngress, settings: Settings, tokens: Mapping[str, str]) 
     app = FastAPIOffline(
         docs_url="/docs",
         redoc_url=None,
+        static_url="/docs/static",
         title="WTB Serve",
         version="1",
         description=openapi.DESCRIPTION,
@@ -98,7 +100,7 @@ def build(ingress: BatchIngress, settings: Settings, tokens: Mapping[str, str]) 
     _add_events(app, ingress)
     _add_results(app, ingress)
     _add_executions(app, ingress)
-    _add_operations(app, ingress, secured=bool(tokens))
+    _add_operations(app, ingress)
     openapi.install(app, secured=bool(tokens))
     return app
 
@@ -120,7 +122,7 @@ def _add_batches(app: FastAPI, ingress: BatchIngress, settings: Settings) -> Non
         """Check and store a batch; with `dry_run` show what it would run and store nothing."""
         spec = await read_document(request, settings.max_body_bytes)
         if query.dry_run:
-            return JSONResponse(await ingress.submit_batch(spec, dry_run=True))
+            return await _render(await ingress.submit_batch(spec, dry_run=True))
         receipt = await ingress.submit_batch(spec, idempotency_key, submitted_by=request.state.user)
         receipt.pop("created")
         return JSONResponse(receipt, 202, {"Location": receipt["links"]["self"]})
@@ -133,7 +135,7 @@ def _add_batches(app: FastAPI, ingress: BatchIngress, settings: Settings) -> Non
     @app.get("/v1/batches/{batch_id}", responses=answers({200: schemas.Batch}, 404, 422, 503))
     async def get_batch(batch_id: BatchId, _: NoQuery) -> Response:
         """One batch with its counts, progress, variants and spec."""
-        return JSONResponse(await ingress.get_batch(batch_id))
+        return await _render(await ingress.get_batch(batch_id))
 
     @app.post(
         "/v1/batches/{batch_id}/cancel",
@@ -201,7 +203,7 @@ def _add_results(app: FastAPI, ingress: BatchIngress) -> None:
         batch_id: BatchId, query: Annotated[_ExecutionQuery, Query()]
     ) -> Response:
         """Executions in order; a page with outputs ends early when they grow large."""
-        return JSONResponse(await ingress.list_executions(batch_id, **query.model_dump()))
+        return await _render(await ingress.list_executions(batch_id, **query.model_dump()))
 
     @app.get(
         "/v1/batches/{batch_id}/comparison",
@@ -228,7 +230,7 @@ def _add_executions(app: FastAPI, ingress: BatchIngress) -> None:
     )
     async def get_execution(execution_id: ExecutionId, _: NoQuery) -> Response:
         """One execution with its output and its attempts."""
-        return JSONResponse(await ingress.get_execution(execution_id))
+        return await _render(await ingress.get_execution(execution_id))
 
     @app.get(
         "/v1/executions/{execution_id}/output",
@@ -236,7 +238,7 @@ def _add_executions(app: FastAPI, ingress: BatchIngress) -> None:
     )
     async def get_output(execution_id: ExecutionId, _: NoQuery) -> Response:
         """The output itself, as JSON."""
-        return JSONResponse(await ingress.get_output(execution_id))
+        return await _render(await ingress.get_output(execution_id))
 
     @app.get(
         "/v1/executions/{execution_id}/attempts",
@@ -300,7 +302,7 @@ def _add_executions(app: FastAPI, ingress: BatchIngress) -> None:
         return JSONResponse(answer, 202 if answer["changed"] else 200)
 
 
-def _add_operations(app: FastAPI, ingress: BatchIngress, *, secured: bool) -> None:
+def _add_operations(app: FastAPI, ingress: BatchIngress) -> None:
     @app.get("/v1/projects", responses=answers({200: schemas.ProjectPage}, 422, 503))
     async def list_projects(query: Annotated[_PageQuery, Query()]) -> Response:
         """The projects with what they offer and their problems."""
@@ -330,6 +332,11 @@ def _add_operations(app: FastAPI, ingress: BatchIngress, *, secured: bool) -> No
     async def get_readiness(request: Request) -> Response:
         """Whether batches can be accepted and run; problems of projects are for who may ask."""
         state = await ingress.check_ready()
-        if secured and request.state.user is None:
+        if not request.state.trusted:
             state["project_problems"] = []
         return JSONResponse(state, 200 if state["ready"] else 503)
+
+
+async def _render(answer: Any) -> Response:
+    """An answer that may be large, written beside the event loop that everything else runs on."""
+    return await asyncio.to_thread(JSONResponse, answer)

@@ -190,6 +190,7 @@ class Attempt(_Result):
     nodes: list[NodeRun]
     stdout_blob: str | None
     stderr_blob: str | None
+    cut_logs: list[str]
 
 
 class ExecutionDetail(Execution):

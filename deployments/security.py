@@ -15,23 +15,17 @@ from collections.abc import Mapping
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.http_errors import describe
+from deployments.http_errors import HEADERS, describe
 from wtb_core.errors import Forbidden, Unauthorized, WtbError
 
 PROBES = frozenset({"/healthz", "/readyz"})
 OPEN_PATHS = ("/docs", "/openapi.json")
 MIN_TOKEN_CHARS = 16
 
+_TOKEN = re.compile(r"[!-~]+")
+
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]*)?")
 
-_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-}
 _DOCS_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
@@ -53,8 +47,10 @@ def resolve_tokens(references: Mapping[str, str]) -> dict[str, str]:
                 "config file is no place for a token"
             )
         token = os.environ.get(name, "")
-        if len(token) < MIN_TOKEN_CHARS:
-            found = "is not set" if not token else f"has {len(token)} characters"
+        if len(token) < MIN_TOKEN_CHARS or not _TOKEN.fullmatch(token):
+            found = f"has {len(token)} characters" if token else "is not set"
+            if len(token) >= MIN_TOKEN_CHARS:
+                found = "holds spaces or other characters that no header carries"
             raise ValueError(
                 f"tokens.{user}: the environment variable {name} {found}; set it to a random text "
                 f"of at least {MIN_TOKEN_CHARS} characters before the service starts"
@@ -66,7 +62,10 @@ def resolve_tokens(references: Mapping[str, str]) -> dict[str, str]:
 
 
 class Gate:
-    """ASGI middleware in front of every route; `scope["state"]["user"]` is who asks."""
+    """ASGI middleware in front of every route.
+
+    `scope["state"]` says who asks, `user`, and whether more than a probe is told: `trusted`.
+    """
 
     def __init__(self, app: ASGIApp, tokens: Mapping[str, str]) -> None:
         self._app = app
@@ -82,7 +81,7 @@ class Gate:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 if path.startswith("/docs"):
                     headers["content-security-policy"] = _DOCS_POLICY
@@ -93,13 +92,13 @@ class Gate:
         except WtbError as error:
             await describe(error)(scope, receive, send_with_headers)
             return
-        scope.setdefault("state", {})["user"] = user
+        scope.setdefault("state", {}).update(user=user, trusted=self._is_trusted(scope, user))
         await self._app(scope, receive, send_with_headers)
 
     def _admit(self, scope: Scope, path: str) -> str | None:
         headers = Headers(scope=scope)
         if path in PROBES:
-            return self._find_user(headers) if self._tokens else None
+            return self._find_user(headers)
         if not self._tokens:
             _check_loopback(scope, headers)
             return None
@@ -107,6 +106,16 @@ class Gate:
         if user is None and not path.startswith(OPEN_PATHS):
             raise Unauthorized("send the header `Authorization: Bearer <token>` with your token")
         return user
+
+    def _is_trusted(self, scope: Scope, user: str | None) -> bool:
+        """Whether who asks may know more than a probe is told."""
+        if self._tokens:
+            return user is not None
+        try:
+            _check_loopback(scope, Headers(scope=scope))
+        except Forbidden:
+            return False
+        return True
 
     def _find_user(self, headers: Headers) -> str | None:
         scheme, _, given = headers.get("authorization", "").partition(" ")

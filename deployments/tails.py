@@ -291,7 +291,7 @@ class Tails:
 
     def _join(self, batch_id: str, after: int) -> _Tail:
         tail = self._tails.get(batch_id)
-        if tail is None or tail.error is not None:
+        if tail is None or tail.error is not None or after < tail.first:
             tail = self._tails[batch_id] = _Tail(self._log, batch_id, after)
         tail.watchers += 1
         return tail

@@ -70,7 +70,8 @@ class Evaluation(_Message):
 class Outcome(_Message):
     """The end of one attempt.
 
-    `output` is JSON text. `stdout` and `stderr` are blob digests, null when nothing was written.
+    `output` is JSON text. `stdout` and `stderr` are blob digests, null when nothing was written;
+    `cut_logs` names those of which only the beginning was kept.
     `start` says whether the process was forked from the warm zygote or was a new interpreter, and
     `start_reason` why it was not forked. A failed attempt has a failure, and only that one.
     """
@@ -87,6 +88,7 @@ class Outcome(_Message):
     nodes: list[NodeRun] = []
     stdout: str | None = None
     stderr: str | None = None
+    cut_logs: list[Literal["stdout", "stderr"]] = []
     start: Literal["fork", "fresh"] = "fork"
     start_reason: str | None = None
     isolation: dict[str, Any] = {}

@@ -28,12 +28,11 @@ from wtb_core.projects import Project, ProjectVersions, Registry
 from wtb_core.projects.langgraph_json import FILE_NAME as LANGGRAPH_JSON
 from wtb_core.sandbox.setup import ProjectSetup
 from wtb_core.sandbox.supervisor import describe
-from wtb_core.submission import prepare
+from wtb_core.submission import DEFAULT_ADMISSION, prepare
 
 MISSING: Any = object()
 PROJECT_FILES = ("project.yaml", LANGGRAPH_JSON)
 MAX_LOG_CHARS = 4000
-MAX_EXECUTIONS = 100_000
 
 
 class _Report(BaseModel):
@@ -173,7 +172,7 @@ class _Check:
     ) -> CheckReport:
         """Without a reference what an evaluator says is shown, and no problem of the project."""
         try:
-            batch = await prepare(spec, self._registry, admission=MAX_EXECUTIONS)
+            batch = await prepare(spec, self._registry, admission=DEFAULT_ADMISSION)
         except InvalidSpec as error:
             found = [str(problem) for problem in error.problems]
             return report.model_copy(update={"ok": False, "problems": [*report.problems, *found]})

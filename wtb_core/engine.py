@@ -20,6 +20,7 @@ from wtb_core.attempts import MAX_LOG_BYTES, Assignment, Evaluation, Failure, Ou
 from wtb_core.checkpoint_store import CheckpointSession, CheckpointStore, Scope
 from wtb_core.errors import FenceError, WtbError
 from wtb_core.files.blobs import BlobStore
+from wtb_core.parameters import LOG_STREAMS
 from wtb_core.redaction import Redactor
 from wtb_core.sandbox import workspaces
 from wtb_core.sandbox.evaluating import evaluate
@@ -270,7 +271,7 @@ class _Attempt:
         output = None
         if failure is None:
             output, failure = await self._check_output(ended.output)
-        stdout, stderr = await finish_in_thread(self._store_logs)
+        logs = await finish_in_thread(self._store_logs)
         return self._outcome(
             "failed" if failure else "succeeded",
             failure=failure,
@@ -278,8 +279,7 @@ class _Attempt:
             duration_ms=ended.duration_ms,
             cpu_ms=ended.exit.cpu_ms,
             peak_rss_bytes=ended.exit.peak_rss_bytes,
-            stdout=stdout,
-            stderr=stderr,
+            **logs,
             usage=_read_usage(ended.result),
         )
 
@@ -322,12 +322,15 @@ class _Attempt:
             return None, Failure(kind="invalid_output", reason=f"output: not JSON: {error}")
         return text, None
 
-    def _store_logs(self) -> tuple[str | None, str | None]:
-        found: list[str | None] = []
-        for name in ("stdout", "stderr"):
-            data = workspaces.read_head(self.directory / name, MAX_LOG_BYTES, self.redactor)
-            found.append(None if data is None else self.engine.blobs.put(data))
-        return found[0], found[1]
+    def _store_logs(self) -> dict[str, Any]:
+        digests: dict[str, str | None] = {}
+        cut: list[str] = []
+        for name in LOG_STREAMS:
+            head = workspaces.read_head(self.directory / name, MAX_LOG_BYTES, self.redactor)
+            digests[name] = None if head is None else self.engine.blobs.put(head.data)
+            if head is not None and head.is_cut:
+                cut.append(name)
+        return {**digests, "cut_logs": cut}
 
     async def _evaluate(self, supervisor: Supervisor, outcome: Outcome) -> Evaluation:
         assignment = self.assignment

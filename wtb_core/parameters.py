@@ -1,11 +1,13 @@
 """Checks of call parameters, the same for handle methods and the sequential runner."""
 
-from typing import Any, NamedTuple, get_args
+import re
+from typing import Any, NamedTuple, TypeGuard, get_args
 
 from wtb_core.errors import InvalidRequest
 from wtb_core.states import BatchStatus, ExecutionStatus
 
 MAX_LIMIT = 1_000
+MAX_WAIT_MS = 5_000
 BATCH_STATES: tuple[str, ...] = get_args(BatchStatus)
 EXECUTION_STATES: tuple[str, ...] = get_args(ExecutionStatus)
 PROJECT_VERSIONS = ("same", "latest")
@@ -37,13 +39,37 @@ def make_batch_filter(
     return BatchFilter(status, project, (key, value))
 
 
+def check_after(after: object) -> None:
+    """Refuse a `seq` that is none.
+
+    Raises:
+        InvalidRequest: says what it may be.
+    """
+    if not _is_count(after):
+        raise InvalidRequest("after", "give a `seq` of at least 0")
+
+
+def check_wait(wait_ms: object) -> None:
+    """Refuse a wait that is too long or no number.
+
+    Raises:
+        InvalidRequest: says what it may be.
+    """
+    if not _is_count(wait_ms) or wait_ms > MAX_WAIT_MS:
+        raise InvalidRequest("wait_ms", f"give 0 to {MAX_WAIT_MS} milliseconds")
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def check_limit(limit: object) -> None:
     """Refuse a page size that is none.
 
     Raises:
         InvalidRequest: says what a page size is.
     """
-    if not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
+    if not _is_count(limit) or not 1 <= limit <= MAX_LIMIT:
         raise InvalidRequest("limit", f"give 1 to {MAX_LIMIT}")
 
 
@@ -57,7 +83,7 @@ def check_choice(parameter: str, value: str | None, choices: tuple[str, ...]) ->
         raise InvalidRequest(parameter, f"give one of {', '.join(choices)}")
 
 
-def parse_cursor(cursor: str | None) -> int | None:
+def parse_cursor(cursor: object) -> int | None:
     """The position that `next_cursor` of an earlier page stands for.
 
     Raises:
@@ -65,7 +91,7 @@ def parse_cursor(cursor: str | None) -> int | None:
     """
     if cursor is None:
         return None
-    if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 15:
+    if not isinstance(cursor, str) or not re.fullmatch(r"[0-9]{1,15}", cursor):
         raise InvalidRequest("cursor", "give a `next_cursor` of an earlier page")
     return int(cursor)
 

@@ -41,10 +41,9 @@ from wtb_core.store.records import Claimant, Finish, Receipt
 from wtb_core.store.rows import get_batch, parse_execution_id
 from wtb_core.store.views import ExecutionFilter
 from wtb_core.store.writer import Writer
-from wtb_core.submission import check_key, expand, prepare, renew
+from wtb_core.submission import DEFAULT_ADMISSION, check_key, expand, prepare, renew
 
 LOCAL = "local"
-MAX_EXECUTIONS = 100_000
 RETRY_PAUSE_S = 0.05
 CANCEL_LOOK_S = 0.2
 PAGE = 500
@@ -62,7 +61,7 @@ class BatchTestRunner:
         self._lock = _lock(data.path / "runner.lock")
         migrate(data.store_url)
         self._engine = open_engine(data.store_url)
-        self._ledger = Ledger(producer="sequential", admission=MAX_EXECUTIONS)
+        self._ledger = Ledger(producer="sequential", admission=DEFAULT_ADMISSION)
         self._news = threading.Condition()
         self._blobs = BlobStore(data.blobs)
         self._checkpoints = CheckpointStore(data.checkpoints)
@@ -74,13 +73,13 @@ class BatchTestRunner:
     async def submit(self, spec: object, idempotency_key: str | None = None) -> Receipt:
         """Check and store a batch; see `submission.prepare` for what it raises."""
         batch = await prepare(
-            spec, self._registry, admission=MAX_EXECUTIONS, idempotency_key=idempotency_key
+            spec, self._registry, admission=DEFAULT_ADMISSION, idempotency_key=idempotency_key
         )
         return await self._writer.write(lambda c: acceptance.accept(self._ledger, c, batch))
 
     async def expand(self, spec: object) -> dict[str, Any]:
         """What submitting would make; see `submission.expand`."""
-        return await expand(spec, self._registry, admission=MAX_EXECUTIONS)
+        return await expand(spec, self._registry, admission=DEFAULT_ADMISSION)
 
     async def run(self, batch_id: str) -> None:
         """Run a batch to its end."""
@@ -114,7 +113,7 @@ class BatchTestRunner:
         with self._reading() as connection:
             batch = reuse.renew(connection, batch_id, new_batch_id(), idempotency_key, None)
         if project_version == "latest":
-            batch = await renew(batch, self._registry, admission=MAX_EXECUTIONS)
+            batch = await renew(batch, self._registry, admission=DEFAULT_ADMISSION)
         return await self._writer.write(lambda c: acceptance.accept(self._ledger, c, batch))
 
     async def cancel_execution(self, execution_id: str, reason: str) -> bool:

@@ -16,6 +16,7 @@ import yaml
 
 import wtb_core
 from wtb_core.errors import InvalidRequest, Unavailable
+from wtb_core.projects import find_project_files
 from wtb_core.testbench import DEFAULT_PROJECTS
 
 CONFIG = "serve_config.yaml"
@@ -92,13 +93,7 @@ class ServeConfig(NamedTuple):
 
     def find_projects(self) -> list[Path]:
         """The project files that the service will find now."""
-        found: dict[Path, None] = {}
-        for pattern in self.patterns:
-            path = Path(pattern)
-            anchor = Path(path.anchor) if path.is_absolute() else self.root
-            relative = path.relative_to(path.anchor) if path.is_absolute() else path
-            found |= dict.fromkeys(sorted(anchor.glob(str(relative))))
-        return list(found)
+        return find_project_files(self.root, self.patterns)
 
     def write(self, folder: Path) -> Path:
         """The file that was read, or when something was changed one in `folder`."""

@@ -17,6 +17,8 @@ from wtb_core.store.records import NewBatch
 from wtb_core.store.reuse import make_digest
 
 MAX_KEY_CHARS = 255
+DEFAULT_ADMISSION = 100_000
+"""How many executions may be unfinished where nothing else is said."""
 
 
 class _Plan(NamedTuple):
@@ -65,6 +67,10 @@ async def expand(raw: object, registry: Registry, *, admission: int) -> dict[str
         InvalidSpec: with all problems found.
     """
     plan = await _plan(raw, registry, admission)
+    return await asyncio.to_thread(_describe_plan, plan)
+
+
+def _describe_plan(plan: _Plan) -> dict[str, Any]:
     spec = plan.spec
     shape = matrix.Shape(len(plan.variants), len(spec.cases), spec.repetitions)
     return {
@@ -126,7 +132,7 @@ async def renew(batch: NewBatch, registry: Registry, *, admission: int) -> NewBa
     fresh = await prepare({**batch.spec, "cases": batch.cases}, registry, admission=admission)
     return fresh._replace(
         batch_id=batch.batch_id,
-        spec_digest=make_digest(batch.retry_of, fresh.project_version),
+        spec_digest=make_digest(batch.retry_of, "latest"),
         idempotency_key=batch.idempotency_key,
         retry_of=batch.retry_of,
         submitted_by=batch.submitted_by,
@@ -177,9 +183,11 @@ def _matrix_names(section: Mapping[str, Any], project: Project) -> Iterator[Prob
             path = f"matrix.graph[{index}]" if isinstance(graphs, list) else "matrix"
             yield Problem(path, _unknown("graph", graph, project.description["graphs"]))
     nodes: Any = section.get("nodes")
+    described = project.description["graphs"]
+    known = dict.fromkeys(name for name in names if isinstance(name, str) and name in described)
     for node, implementations in nodes.items() if isinstance(nodes, Mapping) else ():
         for index, name in enumerate(implementations if isinstance(implementations, list) else []):
-            for graph in names:
+            for graph in known:
                 yield from _node_names(("matrix", "nodes", node, index), graph, node, name, project)
 
 

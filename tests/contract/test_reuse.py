@@ -191,3 +191,46 @@ def test_a_retry_whose_runs_are_all_cancelled_before_it_starts_is_cancelled(stor
     store.settle()
 
     assert store.view(receipt.batch_id)["status"] == "cancelled"
+
+
+def test_cancelling_a_reused_execution_leaves_the_others_to_run(store):
+    receipt = store.renew(a_batch_with_failures(store))
+
+    assert store.cancel_execution(f"{receipt.batch_id}-0")
+    run_all(store)
+    store.settle()
+
+    view = store.view(receipt.batch_id)
+    assert (view["status"], view["counts"]["succeeded"]) == ("completed", 5)
+    assert store.events(receipt.batch_id)[1]["payload"]["reused"] == 3
+    assert store.read(endings.find_unsettled) == []
+
+
+def test_what_was_taken_over_stays_when_a_retry_is_stopped(store):
+    receipt = store.renew(a_batch_with_failures(store))
+    assignment = store.claim()
+    store.cancel(receipt.batch_id)
+    store.finish(assignment, fail())
+    store.settle()
+
+    view = store.view(receipt.batch_id)
+    assert (view["status"], view["counts"]["succeeded"]) == ("cancelled", 4)
+    assert view["counts"]["cancelled"] == 1
+    assert store.fold(receipt.batch_id).counts == view["counts"]
+
+
+def test_adopted_executions_are_no_throughput(store):
+    receipt = store.renew(a_batch_with_failures(store))
+    assignment = store.claim()
+    store.settle()
+    store.now += 2_000
+
+    pace = store.view(receipt.batch_id)["progress"]
+    assert pace == {"elapsed_ms": 2_000, "remaining_ms": None, "per_s": 0.0}
+    store.finish(assignment)
+    pace = store.view(receipt.batch_id)["progress"]
+    assert pace == {"elapsed_ms": 2_000, "remaining_ms": 2_000, "per_s": 0.5}
+
+
+def test_a_key_of_a_retry_stands_for_what_was_asked():
+    assert reuse.make_digest("b", "same") != reuse.make_digest("b", "latest")

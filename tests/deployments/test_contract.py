@@ -14,10 +14,11 @@ import pytest
 from asgi import FakeIngress
 from pydantic import BaseModel
 
-from deployments import routes
+from deployments import routes, schemas
 from deployments.app import AppArgs, ExecutorArgs
 from deployments.batch_ingress import BatchIngress, Settings
 from wtb_core import cli, events, specs
+from wtb_core.attempts import Failure, NodeRun
 from wtb_core.data import DataDir
 from wtb_core.projects import Environment, ProjectFile, ScoreRule
 from wtb_core.testbench import AsyncTestBench, TestBench
@@ -179,6 +180,49 @@ ray_actor_restarted ray_variant_execution_started ray_variant_execution_complete
 ray_variant_execution_failed ray_variant_execution_cancelled ray_variant_files_tracked
 ray_variant_files_tracking_failed ray_backpressure_applied ray_backpressure_released
 """
+
+ANSWERS = {
+    schemas.Receipt: "batch_id status executions links",
+    schemas.BatchPage: "items next_cursor",
+    schemas.Batch: """batch_id name project project_version status retry_of created_at started_at
+        finished_at counts progress variants spec""",
+    events.Counts: "pending running succeeded failed cancelled total",
+    schemas.Progress: "elapsed_ms remaining_ms per_s",
+    schemas.EventPage: "items next_after ended",
+    schemas.Execution: """execution_id batch_id variant case_id repetition status attempt
+        reused_from failure output_bytes output scores score_comments score_errors overall_score
+        duration_ms queue_ms node_count checkpoint_count file_commit_id isolation cpu_ms
+        peak_rss_bytes usage""",
+    Failure: "kind reason error_type message node",
+    NodeRun: "name superstep start_ms end_ms error",
+}
+
+ENVELOPE = "seq event_id type occurred_at batch_id producer payload"
+ATTEMPT = "execution_id attempt variant case_id repetition actor_id replica_id"
+PAYLOADS = {
+    events.BatchStarted: """project project_version variants cases repetitions executions reused
+        retry_of limits""",
+    events.BatchProgress: """total pending running succeeded failed cancelled elapsed_ms
+        remaining_ms per_s""",
+    events.BatchCompleted: "counts duration_ms best_variant best_score files_tracked",
+    events.BatchFailed: "error_type error_message",
+    events.BatchCancelled: "reason cancelled_by",
+    events.PoolCreated: "replica_ids slots max_replicas max_queued",
+    events.ActorInitialized: "actor_id replica_id node_id initialization_ms isolation",
+    events.ActorFailed: "actor_id replica_id error_type error_message execution_ids",
+    events.ActorRestarted: "actor_id replica_id replaces restart_count reason",
+    events.VariantStarted: f"{ATTEMPT} queue_ms resumed_from",
+    events.VariantCompleted: f"""{ATTEMPT} duration_ms node_count checkpoint_count scores
+        overall_score files_tracked file_commit_id cpu_ms peak_rss_bytes usage""",
+    events.VariantFailed: f"""{ATTEMPT} kind reason error_type error_message failed_at_node
+        will_retry duration_ms node_count checkpoint_count""",
+    events.VariantCancelled: f"{ATTEMPT} reason duration_ms",
+    events.FilesTracked: f"""{ATTEMPT} file_commit_id checkpoint_id created modified deleted
+        size_bytes paths""",
+    events.FilesTrackingFailed: f"{ATTEMPT} failed_files error_message",
+    events.BackpressureApplied: "level queued limit held",
+    events.BackpressureReleased: "level duration_ms",
+}
 
 ARGS = {"root", "data_dir", "projects", "max_pending_executions", "max_body", "tokens", "executor"}
 EXECUTOR_ARGS = {"min_replicas", "max_replicas", "slots", "max_queued", "num_cpus"}

@@ -5,7 +5,15 @@ import asyncio
 import pytest
 from asgi import MAX_BODY_BYTES, FakeIngress, connect
 
-from wtb_core.errors import Conflict, NotFound, NotRetryable, TooManyPending, Unavailable
+from deployments.http_errors import STATUS
+from wtb_core.errors import (
+    Conflict,
+    NotFound,
+    NotRetryable,
+    TooManyPending,
+    Unavailable,
+    WtbError,
+)
 
 RECEIPT = {
     "batch_id": "b-1",
@@ -198,6 +206,16 @@ def test_an_error_of_ours_is_a_problem_document(error, status, headers):
     assert answer.json()["arguments"] == list(error.args)
     for name, value in headers.items():
         assert answer.headers[name] == value
+
+
+def test_every_error_that_a_client_can_meet_has_a_status():
+    """What never leaves a process of ours has none: it would be a fault."""
+    inside = {"SetupError", "StaleEpoch", "FenceError", "ThreadRefused", "GraphError", "WireError"}
+    inside |= {"InvalidOutput", "IllegalTransition", "RequestRefused", "InvalidDocument"}
+
+    assert {cls.__name__ for cls in WtbError.__subclasses__()} - inside == {
+        cls.__name__ for cls in STATUS
+    }
 
 
 def test_a_fault_of_ours_says_nothing_of_its_inside():

@@ -13,7 +13,8 @@ BATCHES = {"items": [], "next_cursor": None}
 
 def get(path="/v1/batches", *, send=None, **options):
     async def run():
-        async with connect(FakeIngress(list_batches=BATCHES), **options) as http:
+        ingress = FakeIngress(list_batches=BATCHES, get_pool=KeyError("a fault"))
+        async with connect(ingress, **options) as http:
             return await http.get(path, headers=send or {})
 
     return asyncio.run(run())
@@ -63,8 +64,9 @@ def test_health_probes_are_answered_to_everyone(path):
             return await http.get(path, headers={"host": "probe.example"})
 
     for tokens in ({}, TOKENS):
-        assert asyncio.run(run(tokens)).status_code == 200
-    assert "secret" not in asyncio.run(run(TOKENS)).text
+        answer = asyncio.run(run(tokens))
+        assert answer.status_code == 200
+        assert "secret" not in answer.text
 
 
 def test_a_probe_below_a_route_prefix_is_one_too():
@@ -111,7 +113,17 @@ def test_a_token_is_good_from_anywhere_and_its_user_is_recorded():
     assert ingress.calls[0][2]["submitted_by"] == "bob"
 
 
-@pytest.mark.parametrize("path", ["/v1/batches", "/v1/nosuch", "/healthz", "/docs"])
+def test_who_is_on_this_machine_is_told_what_is_wrong_with_projects():
+    ready = {"ready": True, "problems": [], "project_problems": ["secret"]}
+
+    async def run():
+        async with connect(FakeIngress(check_ready=ready)) as http:
+            return (await http.get("/readyz")).text
+
+    assert "secret" in asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ["/v1/batches", "/v1/nosuch", "/v1/pool", "/healthz", "/docs"])
 def test_every_answer_has_the_headers_that_browsers_heed(path):
     headers = get(path).headers
 
@@ -123,16 +135,16 @@ def test_every_answer_has_the_headers_that_browsers_heed(path):
 
 
 def test_the_api_page_loads_nothing_from_elsewhere():
-    page = get("/docs")
+    page = get("/docs", tokens=TOKENS)
 
     assert page.status_code == 200
     assert "https://" not in page.text
     for path in (
-        "/static-offline-docs/swagger-ui-bundle.js",
-        "/static-offline-docs/swagger-ui.css",
+        "/docs/static/swagger-ui-bundle.js",
+        "/docs/static/swagger-ui.css",
     ):
         assert path in page.text
-        assert get(path).status_code == 200
+        assert get(path, tokens=TOKENS).status_code == 200
 
 
 def test_tokens_come_from_the_environment_only(monkeypatch):
@@ -147,10 +159,12 @@ def test_tokens_come_from_the_environment_only(monkeypatch):
         ("env:", "tokens.alice: name an environment variable"),
         ("env:WTB_NOT_SET", "WTB_NOT_SET is not set"),
         ("env:WTB_SHORT", "WTB_SHORT has 3 characters"),
+        ("env:WTB_ODD", "WTB_ODD holds spaces"),
     ],
 )
 def test_a_token_that_cannot_be_used_says_why_and_is_not_shown(monkeypatch, reference, message):
     monkeypatch.setenv("WTB_SHORT", "abc")
+    monkeypatch.setenv("WTB_ODD", "sixteen ünd more characters")
     with pytest.raises(ValueError, match=message) as caught:
         resolve_tokens({"alice": reference})
     assert "a-token-in-the-config" not in str(caught.value)

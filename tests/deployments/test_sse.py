@@ -323,6 +323,27 @@ def test_the_chunks_of_all_watchers_together_keep_a_pace(monkeypatch: pytest.Mon
     asyncio.run(main())
 
 
+def test_a_watcher_that_begins_beyond_the_end_makes_nobody_else_read_again() -> None:
+    async def main() -> None:
+        log = Log()
+        await log.append(3)
+        streams = Tails(log.read)
+        beyond = asyncio.create_task(collect(streams, 999_999_999))
+        await until(lambda: bool(streams._tails))
+        reader = asyncio.create_task(collect(streams))
+        await until(lambda: streams._tails["b"].first == 3)
+        reads = len(log.reads)
+        await log.append(1)
+        await asyncio.sleep(0.05)
+        await log.append(1, end=True)
+        assert await asyncio.wait_for(reader, 10) == [1, 2, 3, 4, 5]
+        assert len(log.reads) == reads
+        beyond.cancel()
+        await asyncio.gather(beyond, return_exceptions=True)
+
+    asyncio.run(main())
+
+
 def test_a_watcher_that_leaves_releases_the_tail() -> None:
     async def main() -> None:
         log = Log()

@@ -355,3 +355,13 @@ def test_whatever_comes_is_refused_as_a_spec_or_accepted(registry, raw):
         json.dumps(error.problems, ensure_ascii=False).encode()
     else:
         assert specs.parse(raw).project == batch.spec["project"]
+
+
+@pytest.mark.timeout(30)
+def test_the_nodes_of_a_large_matrix_are_looked_up_once_for_each_graph_that_exists(registry):
+    """Graphs times implementations would be a hundred million look-ups."""
+    matrix = {"graph": ["default"] * 10_000, "nodes": {"propose": ["flip"] * 10_000}}
+
+    problems = find(registry, variants=[], matrix=matrix)
+
+    assert any("variants" in message for message in problems.values())

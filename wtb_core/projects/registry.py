@@ -103,22 +103,7 @@ class Registry:
         return sorted(items, key=lambda item: (str(item["name"]), str(item["source"])))
 
     def _find(self) -> list[Path]:
-        """Project files; a `langgraph.json` beside another of them gives way."""
-        found: dict[Path, None] = {}
-        for pattern in self._patterns:
-            path = Path(pattern)
-            if path.is_absolute():
-                anchor, relative = Path(path.anchor), str(path.relative_to(path.anchor))
-            else:
-                anchor, relative = self._root, pattern
-            for match in sorted(anchor.glob(relative)):
-                found.setdefault(resolve(match))
-        taken = {path.parent for path in found if path.name != langgraph_json.FILE_NAME}
-        return [
-            path
-            for path in found
-            if path.name != langgraph_json.FILE_NAME or path.parent not in taken
-        ]
+        return find_project_files(self._root, self._patterns)
 
     def _read_names(self) -> dict[Path, str]:
         names: dict[Path, str] = {}
@@ -144,13 +129,13 @@ class Registry:
                 return known._replace(sources=sources)
             setup = await self._versions.prepare(version)
             definition = (await asyncio.to_thread(self._versions.read, version)).definition
+            description = await self._describe(setup)
         except ProjectError as error:
             return _Known(sources, None, error)
         except WtbError as error:
             return _Known(sources, None, ProjectError(str(path), [str(error)]))
         except OSError as error:
             return _Known(sources, None, ProjectError(str(path), [describe_os_error(error)]))
-        description = await self._describe(setup)
         project = Project(
             definition.name, version, path, definition, description, tuple(sources.ignored)
         )
@@ -194,6 +179,26 @@ def _is_same_interpreter(known: _Known, sources: Sources) -> bool:
 
 def _is_twin(item: dict[str, Any], other: dict[str, Any]) -> bool:
     return item["name"] == other["name"] and None not in {item["version"], other["version"]}
+
+
+def find_project_files(root: Path, patterns: Sequence[str]) -> list[Path]:
+    """The project files that the patterns find, relative ones below `root`.
+
+    A `langgraph.json` beside another of them gives way.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_absolute():
+            anchor, relative = Path(path.anchor), str(path.relative_to(path.anchor))
+        else:
+            anchor, relative = root, pattern
+        for match in sorted(anchor.glob(relative)):
+            found.setdefault(resolve(match))
+    taken = {path.parent for path in found if path.name != langgraph_json.FILE_NAME}
+    return [
+        path for path in found if path.name != langgraph_json.FILE_NAME or path.parent not in taken
+    ]
 
 
 def _summarise(path: Path, known: _Known) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from wtb_core.errors import SetupError
 from wtb_core.redaction import Redactor
@@ -101,7 +102,14 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def read_head(path: Path, limit: int, redactor: Redactor) -> bytes | None:
+class Head(NamedTuple):
+    """The beginning of a log, and whether there was more."""
+
+    data: bytes
+    is_cut: bool
+
+
+def read_head(path: Path, limit: int, redactor: Redactor) -> Head | None:
     """The first `limit` bytes of a log without secrets; a last line says so when it is cut."""
     try:
         with path.open("rb") as file:
@@ -111,4 +119,4 @@ def read_head(path: Path, limit: int, redactor: Redactor) -> bytes | None:
         return None
     if size > limit:
         data += f"\n[cut: the first {limit} of {size} bytes are kept]\n".encode()
-    return data or None
+    return Head(data, size > limit) if data else None

@@ -45,7 +45,9 @@ def accept(ledger: Ledger, connection: Connection, batch: NewBatch) -> Receipt:
 def _admit(ledger: Ledger, connection: Connection, more: int) -> None:
     unfinished = count_unfinished(connection)
     if unfinished + more > ledger.admission:
-        raise TooManyPending(unfinished, ledger.admission, _retry_after_s(ledger, connection))
+        excess = unfinished + more - ledger.admission
+        wait_s = _retry_after_s(ledger, connection, excess)
+        raise TooManyPending(unfinished, ledger.admission, wait_s)
 
 
 def count_unfinished(connection: Connection) -> int:
@@ -58,19 +60,22 @@ def count_unfinished(connection: Connection) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def _retry_after_s(ledger: Ledger, connection: Connection) -> int:
-    """When a tenth of the unfinished work should be done, at the pace of the running batches."""
+def _retry_after_s(ledger: Ledger, connection: Connection, excess: int) -> int:
+    """When `excess` executions should have ended, at the pace of the running batches."""
     now = ledger.clock()
     b = batches.c
     rows = connection.execute(
-        select(b.succeeded, b.failed, b.started_ms).where(b.status == "running")
+        select(b.succeeded, b.failed, b.adopted, b.started_ms).where(b.status == "running")
     )
-    rates = [(row.succeeded + row.failed) / max(now - row.started_ms, 1) for row in rows.all()]
+    rates = [
+        (row.succeeded + row.failed - row.adopted) / max(now - row.started_ms, 1)
+        for row in rows.all()
+    ]
     per_ms = sum(rates)
     if per_ms <= 0:
         return 30
-    wait_ms = ledger.admission / 10 / per_ms
-    return int(min(max(wait_ms / 1000, 1), 3600))
+    wait_ms = excess / per_ms
+    return math.ceil(min(max(wait_ms / 1000, 1), 3600))
 
 
 def _insert_batch(

@@ -184,7 +184,8 @@ def cancel_execution(ledger: Ledger, connection: Connection, text: str, reason: 
     if row.status == "running":
         return True
     ended = batch.succeeded + batch.failed + batch.cancelled
-    if batch.status == "pending" and ended + 1 + batch.reused == batch.total:
+    to_run = batch.total - ended - batch.reused
+    if batch.status == "pending" and row.reused_from is None and to_run == 1:
         cancel(connection, batch_id, reason, "user")  # nothing is left that could start it
     _cancel_rows(ledger, connection, batch, [row], reason)
     return True
@@ -211,12 +212,20 @@ def find_wanted_attempts(connection: Connection, replica_id: str) -> set[tuple[s
 
 
 def cancel_pending(ledger: Ledger, connection: Connection, batch_id: str) -> bool:
-    """End the next chunk of a cancelling batch's pending executions; true when none is left."""
+    """End the next chunk of a cancelling batch's pending executions; true when none is left.
+
+    What a batch that has started takes over is adopted all the same: it was done before.
+    """
     batch = get_batch(connection, batch_id)
     if batch.status != "cancelling":
         return True
     if not acceptance.insert_executions(ledger, connection, batch_id):
         return False
+    if batch.started_ms is not None and not adopt(ledger, connection, batch_id):
+        return False
+    batch = get_batch(connection, batch_id)
+    if batch.status != "cancelling":  # what it took over was all that was left
+        return True
     rows = connection.execute(
         select(executions)
         .where(executions.c.batch_id == batch_id, executions.c.status == "pending")
@@ -252,7 +261,12 @@ def _cancel_rows(
         drafts.append(ledger.draft(payload, now))
     if drafts:
         log.append(connection, batch.batch_id, drafts)
-        update_batch(connection, batch.batch_id, cancelled=batch.cancelled + len(drafts))
+        update_batch(
+            connection,
+            batch.batch_id,
+            cancelled=batch.cancelled + len(drafts),
+            reused=batch.reused - sum(row.reused_from is not None for row in rows),
+        )
     _settle(ledger, connection, batch.batch_id, now)
 
 
@@ -415,6 +429,7 @@ def _result(attempt: Row[Any], finish: Finish, overall: float | None, now: int) 
         "nodes": [node.model_dump() for node in outcome.nodes],
         "stdout": outcome.stdout,
         "stderr": outcome.stderr,
+        "cut_logs": outcome.cut_logs,
         "recorded_ms": now,
     }
 

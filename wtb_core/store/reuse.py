@@ -7,7 +7,7 @@ started, so that its stream begins as every batch's does.
 
 import hashlib
 import json
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, Row, select
 
@@ -52,7 +52,7 @@ def renew(
         batch_id=new_batch_id,
         project_version=old.project_version,
         spec=json.loads(old.spec),
-        spec_digest=make_digest(batch_id, old.project_version),
+        spec_digest=make_digest(batch_id, "same"),
         cases=[json.loads(body) for body in bodies],
         variants=json.loads(old.variants),
         evaluators=json.loads(old.evaluators),
@@ -63,8 +63,8 @@ def renew(
     )
 
 
-def make_digest(batch_id: str, project_version: str) -> str:
-    """What an idempotency key of a retry stands for."""
+def make_digest(batch_id: str, project_version: Literal["same", "latest"]) -> str:
+    """What an idempotency key of a retry stands for: what was asked, not what it came to."""
     return hashlib.sha256(f"retry {batch_id} {project_version}".encode()).hexdigest()
 
 

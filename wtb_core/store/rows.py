@@ -81,8 +81,8 @@ def progress(batch: Row[Any], now: int) -> dict[str, Any]:
     end = batch.finished_ms if batch.finished_ms is not None else now
     elapsed_ms = max(end - batch.started_ms, 0) if batch.started_ms is not None else 0
     ended = batch.succeeded + batch.failed + batch.cancelled
-    per_ms = ended / elapsed_ms if elapsed_ms else 0.0
-    left = batch.total - ended
+    per_ms = (ended - batch.adopted) / elapsed_ms if elapsed_ms else 0.0
+    left = batch.total - ended - (batch.reused - batch.adopted)
     remaining_ms = 0 if left == 0 else round(left / per_ms) if per_ms else None
     return {
         "elapsed_ms": elapsed_ms,

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, Select, select
 
-from wtb_core.attempts import MAX_LOG_BYTES
 from wtb_core.errors import NotFound
 from wtb_core.files.blobs import BlobStore
 from wtb_core.ids import find_time, format_time
@@ -171,7 +170,7 @@ def load_log(attempt: Mapping[str, Any], stream: str, blobs: BlobStore) -> dict[
         "attempt": attempt["attempt"],
         "stream": stream,
         "text": data.decode(errors="replace"),
-        "truncated": len(data) >= MAX_LOG_BYTES,
+        "truncated": stream in attempt["cut_logs"],
     }
 
 
@@ -284,4 +283,5 @@ def _attempt(row: Row[Any]) -> dict[str, Any]:
         "nodes": result.get("nodes", []),
         "stdout_blob": result.get("stdout"),
         "stderr_blob": result.get("stderr"),
+        "cut_logs": result.get("cut_logs", []),
     }

@@ -319,7 +319,7 @@ def test_a_refused_spec_exits_2_with_all_its_problems(wtb, write, server):
 
 
 def test_a_service_that_is_busy_counts_as_unreachable(wtb, server, monkeypatch):
-    monkeypatch.setattr("wtb_core.clients.REPEATS", 0)
+    monkeypatch.setattr("wtb_core.clients.repeating.REPEATS", 0)
     server.answer("GET", "/v1/batches", {"detail": "starting"}, status=503)
 
     done = wtb("batch", "list", "--url", server.url)

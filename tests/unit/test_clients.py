@@ -9,8 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from wtb_core import clients
-from wtb_core.clients import HttpClient
+from wtb_core.clients import HttpClient, repeating
 from wtb_core.errors import (
     Conflict,
     InvalidRequest,
@@ -28,8 +27,8 @@ EVENTS = [{"seq": seq, "type": "ray_batch_test_progress", "payload": {}} for seq
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(clients, "RECONNECT_PAUSE_S", 0)
-    monkeypatch.setattr(clients, "RECONNECTS", 3)
+    monkeypatch.setattr(repeating, "RECONNECT_PAUSE_S", 0)
+    monkeypatch.setattr(repeating, "RECONNECTS", 3)
 
 
 def collect(client, stream):
@@ -202,7 +201,7 @@ def test_a_stream_that_is_refused_is_not_asked_for_again():
 
 def test_a_laggard_is_sent_away_and_comes_back_at_once_after_the_last_event(monkeypatch):
     pauses = []
-    monkeypatch.setattr(clients.asyncio, "sleep", pauses.append)
+    monkeypatch.setattr(repeating.asyncio, "sleep", pauses.append)
     asked = []
 
     def handle(request):
@@ -322,7 +321,7 @@ def test_a_submission_whose_answer_is_lost_is_repeated_with_the_same_key(monkeyp
     async def sleep(seconds):
         pauses.append(seconds)
 
-    monkeypatch.setattr(clients.asyncio, "sleep", sleep)
+    monkeypatch.setattr(repeating.asyncio, "sleep", sleep)
     keys = []
 
     def handle(request):
@@ -354,7 +353,7 @@ def test_two_submissions_without_a_key_are_two_and_a_given_key_is_sent():
 
 
 def test_a_service_that_stays_busy_is_given_up(monkeypatch):
-    monkeypatch.setattr(clients, "REPEATS", 1)
+    monkeypatch.setattr(repeating, "REPEATS", 1)
     asked = []
 
     def handle(request):

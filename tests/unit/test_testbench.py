@@ -12,8 +12,9 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from wtb_core import clients, testbench
-from wtb_core.clients import HandleClient, HttpClient, LocalClient
+from wtb_core import testbench
+from wtb_core.clients import HandleClient, HttpClient, LocalClient, repeating
+from wtb_core.clients import handle as handle_module
 from wtb_core.errors import InvalidSpec, NotFound, Problem, RequestRefused, Unavailable
 from wtb_core.loops import LoopThread
 from wtb_core.testbench import AsyncTestBench, TestBench
@@ -323,8 +324,8 @@ class Handle:
 
 @pytest.fixture
 def _impatient(monkeypatch):
-    monkeypatch.setattr(clients, "RECONNECT_PAUSE_S", 0)
-    monkeypatch.setattr(clients, "MAX_PAUSE_S", 0)
+    monkeypatch.setattr(repeating, "RECONNECT_PAUSE_S", 0)
+    monkeypatch.setattr(repeating, "MAX_PAUSE_S", 0)
 
 
 ENDED = {"items": [], "next_after": 6, "ended": True}
@@ -407,7 +408,7 @@ def test_errors_over_a_handle_are_ours():
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_handle_that_does_not_answer_is_given_up_and_its_call_cancelled(monkeypatch):
-    monkeypatch.setattr(clients, "SUBMIT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(handle_module, "SUBMIT_TIMEOUT_S", 0.05)
     handle = Handle(submit_batch=[None])
 
     with pytest.raises(Unavailable, match=r"submit_batch got no answer in 0\.05 s"):

@@ -22,6 +22,7 @@ from wtb_core.specs import (
     Matrix,
     MatrixEntry,
     Variant,
+    format_path,
 )
 
 MAX_VARIANTS_CHARS = 64 * 2**20
@@ -95,7 +96,8 @@ def find_problems(spec: BatchSpec) -> list[Problem]:
     """
     if problems := _find_size_problems(spec):
         return problems
-    return list(itertools.islice(_find_name_problems(spec), MAX_PROBLEMS))
+    problems = itertools.chain(_find_name_problems(spec), _find_exclude_problems(spec.matrix))
+    return list(itertools.islice(problems, MAX_PROBLEMS))
 
 
 def _find_size_problems(spec: BatchSpec) -> list[Problem]:
@@ -120,6 +122,24 @@ def _find_size_problems(spec: BatchSpec) -> list[Problem]:
         )
         return [Problem("matrix", message)]
     return []
+
+
+def _find_exclude_problems(matrix: Matrix | None) -> Iterator[Problem]:
+    """What an entry says and the matrix does not vary would exclude nothing, unnoticed."""
+    if matrix is None:
+        return
+    axes = {(axis.section, axis.key): axis.values for axis in _axes(matrix)}
+    axes.setdefault(("graph", "graph"), ["default"])
+    for index, entry in enumerate(matrix.exclude):
+        for (section, key), value in _list_said(entry).items():
+            values = axes.get((section, key))
+            location = ("matrix", "exclude", index, section, *([] if section == "graph" else [key]))
+            if values is None:
+                message = "the matrix has no list of this name, so nothing is excluded"
+                yield Problem(format_path(location), message)
+            elif not any(_same(value, each) for each in values):
+                message = "no list of the matrix has this value, so nothing is excluded"
+                yield Problem(format_path(location), message)
 
 
 def _find_name_problems(spec: BatchSpec) -> Iterator[Problem]:
@@ -256,18 +276,10 @@ def _find_wanted(entry: MatrixEntry, axes: list[_Axis]) -> _Wanted | None:
 
     None where no combination can agree with all of it.
     """
-    said: dict[tuple[str, str], Any] = {
-        (section, key): value
-        for section, values in (
-            ("nodes", entry.nodes),
-            ("config", entry.config),
-            ("context", entry.context),
-        )
-        for key, value in values.items()
-    }
+    said = _list_said(entry)
     numbers = {(axis.section, axis.key): number for number, axis in enumerate(axes)}
-    if entry.graph is not None and (("graph", "graph") in numbers or entry.graph != "default"):
-        said["graph", "graph"] = entry.graph
+    if ("graph", "graph") not in numbers and entry.graph == "default":
+        del said["graph", "graph"]
     wanted: _Wanted = []
     for place, value in said.items():
         number = numbers.get(place)
@@ -277,6 +289,20 @@ def _find_wanted(entry: MatrixEntry, axes: list[_Axis]) -> _Wanted | None:
             return None
         wanted.append((number, agreeing))
     return wanted
+
+
+def _list_said(entry: MatrixEntry) -> dict[tuple[str, str], Any]:
+    """What an exclude entry wants, by section and key."""
+    said: dict[tuple[str, str], Any] = {
+        (section, key): value
+        for section, values in (
+            ("nodes", entry.nodes),
+            ("config", entry.config),
+            ("context", entry.context),
+        )
+        for key, value in values.items()
+    }
+    return said if entry.graph is None else said | {("graph", "graph"): entry.graph}
 
 
 def _same(left: object, right: object) -> bool:

@@ -318,10 +318,15 @@ Location = tuple[int | str, ...]
 
 
 class Checked(NamedTuple):
-    """A spec that was read; `spec` is None where there are problems."""
+    """A spec that was read; `spec` is None where there are problems.
+
+    `draft` has no more than variants, matrix and baseline, where these can be read; what is wrong
+    with them as a whole can be told beside the other problems.
+    """
 
     spec: BatchSpec | None
     problems: list[Problem]
+    draft: BatchSpec | None = None
 
 
 def parse(raw: object) -> BatchSpec:
@@ -330,10 +335,10 @@ def parse(raw: object) -> BatchSpec:
     Raises:
         InvalidSpec: with every problem of form; names are checked by `submission`.
     """
-    spec, problems = check(raw)
-    if spec is None:
-        raise InvalidSpec(problems)
-    return spec
+    checked = check(raw)
+    if checked.spec is None:
+        raise InvalidSpec(checked.problems)
+    return checked.spec
 
 
 def find_problems(raw: object) -> list[Problem]:
@@ -347,8 +352,22 @@ def check(raw: object) -> Checked:
     if not isinstance(raw, Mapping):
         faults.add((), "a batch spec is a mapping with at least `project` and `cases`")
         return Checked(None, faults.problems)
-    spec = _read_spec(faults, dict(cast("Mapping[str, Any]", raw)))
-    return Checked(None if faults.found else spec, faults.problems)
+    parts: dict[str, Any] = {}
+    spec = _read_spec(faults, dict(cast("Mapping[str, Any]", raw)), parts)
+    if spec is not None and not faults.found:
+        return Checked(spec.model_copy(update=parts), [])
+    return Checked(None, faults.problems, _make_draft(faults, parts, raw))
+
+
+def _make_draft(faults: "_Faults", parts: dict[str, Any], raw: Any) -> BatchSpec | None:
+    if any(location[:1] in {("variants",), ("matrix",)} for location, _ in faults.found):
+        return None
+    baseline = raw.get("baseline")
+    return BatchSpec.model_construct(
+        variants=parts["variants"],
+        matrix=parts.get("matrix"),
+        baseline=baseline if isinstance(baseline, str) else None,
+    )
 
 
 def find_case_problems(cases: list[Any], name: Callable[[int], str]) -> list[tuple[int, Problem]]:
@@ -406,8 +425,10 @@ class _Faults:
             self.found.append((location, message))
 
 
-def _read_spec(faults: _Faults, document: dict[str, Any]) -> BatchSpec | None:
-    parts: dict[str, Any] = {}
+def _read_spec(
+    faults: _Faults, document: dict[str, Any], parts: dict[str, Any]
+) -> BatchSpec | None:
+    """The spec without the `parts` that are read one by one."""
     rest = document | {"variants": [], "matrix": None, "cases": [{"input": None}]}
     for key, model in _SECTIONS.items():
         if key in document:
@@ -424,7 +445,7 @@ def _read_spec(faults: _Faults, document: dict[str, Any]) -> BatchSpec | None:
         parts["cases"] = _read_cases(faults, ("cases",), document["cases"], _name_case)
     else:
         faults.add(("cases",), "required")
-    return None if faults.found or spec is None else spec.model_copy(update=parts)
+    return spec
 
 
 def _name_case(index: int) -> str:

@@ -89,7 +89,9 @@ def _describe_plan(plan: _Plan) -> dict[str, Any]:
 
 async def _plan(raw: object, registry: Registry, admission: int) -> _Plan:
     # Checking a spec of 64 MiB takes seconds, in which the caller's event loop goes on.
-    spec, problems = await asyncio.to_thread(specs.check, raw)
+    spec, problems, draft = await asyncio.to_thread(specs.check, raw)
+    if draft is not None:
+        problems += await asyncio.to_thread(matrix.find_problems, draft)
     document = cast("Mapping[str, Any]", raw) if isinstance(raw, Mapping) else {}
     project, found = await _find_project(document.get("project"), registry)
     if not any(problem.path == "project" for problem in problems):

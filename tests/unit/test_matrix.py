@@ -383,3 +383,28 @@ def test_the_baseline_may_be_any_variant(baseline):
     assert problems(make(**fields, baseline="includde")) == {
         "baseline": "there is no variant 'includde'; did you mean 'included'?"
     }
+
+
+def test_an_exclude_that_can_exclude_nothing_is_a_problem():
+    """A typo would run what was meant to be left out."""
+    spec = make(
+        matrix={
+            "nodes": {"propose": ["flip", "shift"]},
+            "config": {"max": [1, 2]},
+            "exclude": [
+                {"nodes": {"propose": "flipp"}, "config": {"max": 1}},
+                {"nodes": {"prop": "flip"}},
+                {"config": {"max": True}},
+                {"graph": "other"},
+                {"graph": "default", "nodes": {"propose": "flip"}},
+            ],
+        }
+    )
+
+    value, name = "no list of the matrix has this value", "the matrix has no list of this name"
+    assert problems(spec) == {
+        "matrix.exclude[0].nodes.propose": f"{value}, so nothing is excluded",
+        "matrix.exclude[1].nodes.prop": f"{name}, so nothing is excluded",
+        "matrix.exclude[2].config.max": f"{value}, so nothing is excluded",
+        "matrix.exclude[3].graph": f"{value}, so nothing is excluded",
+    }

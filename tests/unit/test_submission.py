@@ -365,3 +365,11 @@ def test_the_nodes_of_a_large_matrix_are_looked_up_once_for_each_graph_that_exis
     problems = find(registry, variants=[], matrix=matrix)
 
     assert any("variants" in message for message in problems.values())
+
+
+def test_what_is_wrong_with_the_variants_as_a_whole_is_told_beside_faults_of_form(registry):
+    problems = find(
+        registry, variants=[{"name": "a"}, {"name": "a"}], baseline="zz", repetitions="3"
+    )
+
+    assert problems.keys() == {"repetitions", "variants[1].name", "baseline"}

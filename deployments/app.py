@@ -19,9 +19,9 @@ from deployments import routes
 from deployments.batch_ingress import BatchIngress, Settings
 from deployments.event_collector import EventCollector
 from deployments.pool_policy import PoolLimits
-from deployments.security import resolve_tokens
 from deployments.variant_executor import VariantExecutor
 from wtb_core.data import DataDir
+from wtb_core.tokens import resolve_tokens
 
 logger = logging.getLogger("ray.serve")
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ray import serve
 from starlette.responses import Response
 
-from deployments.calls import Handle, call
+from deployments.calls import Handle, call, quieten_refusals
 from deployments.dispatcher import Dispatcher, quieten_rejections
 from deployments.pool_policy import PoolLimits, PoolWatcher
 from deployments.sse import EventStreams
@@ -100,6 +100,7 @@ class BatchIngress:
         app_name = serve.get_replica_context().app_name
         self._watcher = PoolWatcher(collector, app_name, EXECUTOR, limits)
         quieten_rejections()
+        quieten_refusals()
         self._dispatcher = Dispatcher(
             collector, executor, self._watcher.count_slots, limits.max_queued
         )

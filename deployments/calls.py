@@ -36,6 +36,15 @@ PASSING = (
 """What a call may meet while a deployment is replaced: the same call may succeed later."""
 
 
+def quieten_refusals() -> None:
+    """Keep our own errors, which are answers to a caller, out of the log as failures of Serve."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], WtbError))
+
+    logger.addFilter(is_news)
+
+
 async def call(
     handle: Handle, method: str, *arguments: Any, timeout_s: float = CALL_TIMEOUT_S
 ) -> Any:

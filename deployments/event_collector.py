@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from deployments.calls import quieten_refusals
 from deployments.messages import Demand, Directives, Heartbeat, PoolReport, Pressure
 from wtb_core import events as ev
 from wtb_core.attempts import Assignment
@@ -42,6 +43,7 @@ class EventCollector:
     """Deployment class; `max_pending_executions` is the admission limit."""
 
     def __init__(self, store_url: str, max_pending_executions: int) -> None:
+        quieten_refusals()
         migrate(store_url)
         self._engine = open_engine(store_url)
         self._ledger = Ledger(producer="event_collector", admission=max_pending_executions)
@@ -234,14 +236,21 @@ class EventCollector:
         await self._writer.write(change)
 
     async def get_pool(self) -> dict[str, Any]:
-        """Live replicas and what waits for them."""
-        return await self._read(
-            lambda c: {
-                "replicas": views.read_replicas(c),
-                "unfinished_executions": acceptance.count_unfinished(c),
-                "claimable_executions": claims.count_claimable(self._ledger, c),
+        """Live replicas and what waits for them.
+
+        Raises:
+            StaleEpoch: when another collector writes, so that this one is of no use any more.
+        """
+
+        def read(connection: Connection) -> dict[str, Any]:
+            self._ledger.check_epoch(connection, self._writer.epoch)
+            return {
+                "replicas": views.read_replicas(connection),
+                "unfinished_executions": acceptance.count_unfinished(connection),
+                "claimable_executions": claims.count_claimable(self._ledger, connection),
             }
-        )
+
+        return await self._read(read)
 
     # -- inside --------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from wtb_core.specs import BatchSpec
 
 DESCRIPTION = (
     "Batch-test variants of LangGraph workflows. Durations are integer milliseconds, sizes bytes, "
-    "times RFC 3339 in UTC. Errors are problem documents (RFC 9457)."
+    "but seconds and bytes in a spec and its limits; times RFC 3339 in UTC. Errors are problem "
+    "documents (RFC 9457)."
 )
 
 _REF = "#/components/schemas/{model}"

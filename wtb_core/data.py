@@ -1,8 +1,11 @@
 """Where a service's data lies: the store, the blobs, and this node's private cache."""
 
+import fcntl
+import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
+from wtb_core.errors import Unavailable
 from wtb_core.store.database import sqlite_url
 
 
@@ -49,11 +52,33 @@ class DataDir(NamedTuple):
 
     def create(self) -> "DataDir":
         """Make all directories, private to this user."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(self.path)
         return self.create_on_node()
 
     def create_on_node(self) -> "DataDir":
         """Make what a node without the store needs."""
         for directory in (self.blobs, self.bases, self.runs):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private(directory)
         return self
+
+
+def hold(path: Path, who: str, *, inheritable: bool = False) -> IO[str]:
+    """Hold the lock file `path` for as long as the answer is open, by whoever inherits it too.
+
+    Raises:
+        Unavailable: when another process holds it; `who` is what such a process is.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise Unavailable(f"another {who} uses {path.parent}") from error
+    os.set_inheritable(file.fileno(), inheritable)
+    return file
+
+
+def _make_private(directory: Path) -> None:
+    """Make a directory and those above it that are missing; `parents=True` has modes of its own."""
+    for missing in reversed([p for p in (directory, *directory.parents) if not p.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)

@@ -114,7 +114,7 @@ def _notable(event: Mapping[str, Any]) -> Iterator[str]:
         again = ", will be tried again" if payload["will_retry"] else ""
         yield (
             f"[red]failed[/]: {clean(payload['variant'])} / {clean(payload['case_id'])}: "
-            f"{payload['kind']}: {clean(payload['reason'], 160)}{again}"
+            f"{payload['kind']}: {clean(' '.join(payload['reason'].split()), 160)}{again}"
         )
     elif event["type"] == "ray_batch_test_cancelled":
         yield f"cancelled by {clean(payload['cancelled_by'])}: {clean(payload['reason'])}"
@@ -125,7 +125,8 @@ def print_comparison(comparison: Mapping[str, Any], console: Console) -> None:
     metrics: list[str] = comparison["metrics"]
     table = Table(title="Comparison", title_justify="left")
     table.add_column("variant", overflow="fold")
-    for head in ("n", "succeeded", "failed"):
+    cancelled = any(row["cancelled"] for row in comparison["variants"])
+    for head in ("n", "succeeded", "failed", *(["cancelled"] if cancelled else [])):
         table.add_column(head, justify="right", overflow="fold")
     for metric in [*metrics, "overall"]:
         table.add_column(clean(metric), justify="right", overflow="fold")
@@ -136,6 +137,7 @@ def print_comparison(comparison: Mapping[str, Any], console: Console) -> None:
         table.add_row(
             f"{'* ' if best else '  '}{clean(row['variant'])}",
             *[str(row["n"]), str(row["succeeded"]), failed],
+            *([str(row["cancelled"])] if cancelled else []),
             *[*means, format_mean(row["overall_score"])],
             style="bold" if best else "",
         )
@@ -145,6 +147,8 @@ def print_comparison(comparison: Mapping[str, Any], console: Console) -> None:
             f"* best mean overall score: {clean(comparison['best_variant'])} "
             f"({comparison['best_score']:.3f})"
         )
+    elif len(metrics) > 1:
+        console.print("no overall score: give metrics a `weight` under `scores` of the project")
 
 
 def find_telling(executions: Iterable[Mapping[str, Any]], count: int = 3) -> list[dict[str, Any]]:
@@ -282,6 +286,8 @@ def print_execution_in_full(execution: Mapping[str, Any], console: Console) -> N
         console.print(f"  {clean(metric)}: {clean(comment)}")
     for metric, message in (execution.get("score_errors") or {}).items():
         console.print(f"  {clean(metric)} could not be given: {clean(message)}")
+    if traceback := (execution.get("failure") or {}).get("traceback"):
+        console.print(escape(strip_controls(traceback).rstrip()), soft_wrap=True)
     for attempt in execution.get("attempts", []):
         reason = (attempt.get("failure") or {}).get("reason")
         console.print(

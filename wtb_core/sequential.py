@@ -5,20 +5,17 @@ used by one runner at a time; a runner that starts finds the attempts of a dead 
 """
 
 import asyncio
-import fcntl
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sqlalchemy import Connection
 
 from wtb_core.attempts import Assignment
 from wtb_core.checkpoint_store import CheckpointStore
-from wtb_core.data import DataDir
+from wtb_core.data import DataDir, hold
 from wtb_core.engine import Engine
-from wtb_core.errors import Unavailable
 from wtb_core.files.blobs import BlobStore
 from wtb_core.ids import new_batch_id, new_event_id, now_ms
 from wtb_core.parameters import (
@@ -58,7 +55,7 @@ class BatchTestRunner:
 
     def __init__(self, data_dir: Path, root: Path, projects: Sequence[str]) -> None:
         data = DataDir(data_dir.absolute()).create()
-        self._lock = _lock(data.path / "runner.lock")
+        self._lock = hold(data.path / "runner.lock", "runner")
         migrate(data.store_url)
         self._engine = open_engine(data.store_url)
         self._ledger = Ledger(producer="sequential", admission=DEFAULT_ADMISSION)
@@ -272,19 +269,3 @@ class BatchTestRunner:
     def _announce(self) -> None:
         with self._news:
             self._news.notify_all()
-
-
-def _lock(path: Path) -> IO[str]:
-    """Hold `path` for as long as the answer is open.
-
-    Raises:
-        Unavailable: when another process holds it.
-    """
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise Unavailable(f"another runner uses {path.parent}") from error
-    os.set_inheritable(file.fileno(), False)
-    return file

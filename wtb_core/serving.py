@@ -68,6 +68,11 @@ class ServeConfig(NamedTuple):
         return list(self.args.get("projects", ["examples/*/project.yaml"]))
 
     @property
+    def tokens(self) -> dict[str, str]:
+        """References to tokens, by user."""
+        return self.args.get("tokens") or {}
+
+    @property
     def _http(self) -> dict[str, Any]:
         return self.content.get("http_options") or {}
 

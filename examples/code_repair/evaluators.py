@@ -40,7 +40,7 @@ def _passed(workspace: Path, test_file: str) -> int:
         except subprocess.TimeoutExpired:
             return 0
         if not report.exists():
-            return 0
+            raise RuntimeError("pytest wrote no report; is it installed for this interpreter?")
         cases = ET.parse(report).iter("testcase")  # noqa: S314 - pytest wrote it
         # A test that failed, broke or was skipped has a child element saying so.
         return sum(len(case) == 0 for case in cases)

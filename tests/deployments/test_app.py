@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.app import AppArgs, ExecutorArgs, build_app
+from wtb_core.errors import InvalidRequest
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -102,5 +103,5 @@ def test_a_cluster_keeps_store_blobs_and_cache_apart(monkeypatch, tmp_path):
 def test_a_token_that_is_not_set_is_refused_before_anything_is_deployed(tmp_path):
     args = {"root": str(tmp_path), "tokens": {"alice": "env:WTB_TOKEN_OF_NOBODY"}}
 
-    with pytest.raises(ValueError, match="WTB_TOKEN_OF_NOBODY is not set"):
+    with pytest.raises(InvalidRequest, match="WTB_TOKEN_OF_NOBODY is not set"):
         build_app(AppArgs.model_validate(args))

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from asgi import FakeIngress, connect
 
-from deployments.security import resolve_tokens
+from wtb_core.errors import InvalidRequest
+from wtb_core.tokens import resolve_tokens
 
 TOKENS = {"alice": "alice-has-a-long-token", "bob": "bob-has-a-longer-token"}
 BATCHES = {"items": [], "next_cursor": None}
@@ -165,12 +166,12 @@ def test_tokens_come_from_the_environment_only(monkeypatch):
 def test_a_token_that_cannot_be_used_says_why_and_is_not_shown(monkeypatch, reference, message):
     monkeypatch.setenv("WTB_SHORT", "abc")
     monkeypatch.setenv("WTB_ODD", "sixteen ünd more characters")
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(InvalidRequest, match=message) as caught:
         resolve_tokens({"alice": reference})
     assert "a-token-in-the-config" not in str(caught.value)
 
 
 def test_two_users_cannot_share_a_token(monkeypatch):
     monkeypatch.setenv("WTB_TOKEN", "a" * 16)
-    with pytest.raises(ValueError, match="same token"):
+    with pytest.raises(InvalidRequest, match="same token"):
         resolve_tokens({"alice": "env:WTB_TOKEN", "bob": "env:WTB_TOKEN"})

@@ -141,6 +141,7 @@ def row(variant, mean, **fields):
         "variant": variant,
         "n": 3,
         "succeeded": 2,
+        "cancelled": 0,
         "failed": {"error": 1},
         "scores": {"m[x]": {"mean": mean, "n": 3}},
         "overall_score": {"mean": mean, "n": 3},
@@ -164,6 +165,24 @@ def test_the_comparison_marks_the_best_variant():
     assert "│   a     │ 3 │         2 │       0 │           - │           - │" in text
     assert "│ * b     │ 3 │         2 │ error 1 │ 0.750 (n 3) │ 0.750 (n 3) │" in text
     assert "* best mean overall score: b (0.750)" in text
+
+
+def test_cancelled_executions_have_a_column_where_there_are_any():
+    console = make_console()
+    cancelled = row("a", None) | {"cancelled": 6}
+    comparison = {
+        "metrics": ["x", "y"],
+        "best_variant": None,
+        "best_score": None,
+        "variants": [cancelled | {"scores": {key: {"mean": 0.5, "n": 1} for key in "xy"}}],
+    }
+
+    print_comparison(comparison, console)
+
+    text = console.file.getvalue()
+    assert "┃ cancelled ┃" in text
+    assert "│         6 │" in text
+    assert "no overall score: give metrics a `weight`" in text
 
 
 def test_an_execution_is_shown_without_what_its_text_would_do_to_the_terminal():

@@ -1,5 +1,7 @@
 import socket
+import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import yaml
 
 from wtb_core import serving
+from wtb_core.data import DataDir, hold
 from wtb_core.errors import InvalidRequest, Unavailable
 from wtb_core.serving import find_shadow, is_free, read_config, serve_command
 from wtb_core.testbench import DEFAULT_PROJECTS
@@ -150,3 +153,35 @@ def test_a_package_of_the_users_that_hides_ours_is_found(folder):
     assert find_shadow(folder) is None
     (folder / "deployments/__init__.py").touch()
     assert find_shadow(folder) == folder / "deployments/__init__.py"
+
+
+def test_a_data_directory_has_one_service_at_a_time(tmp_path):
+    with hold(tmp_path / "serve.lock", "service"), pytest.raises(Unavailable, match="service uses"):
+        hold(tmp_path / "serve.lock", "service")
+    hold(tmp_path / "serve.lock", "service").close()
+
+
+def test_a_lock_that_is_inherited_lasts_as_long_as_the_heir(tmp_path):
+    script = (
+        "import os, sys; from pathlib import Path; from wtb_core.data import hold; "
+        "lock = hold(Path(sys.argv[1]), 'service', inheritable=True); "
+        "os.execv(sys.executable, [sys.executable, '-c', 'input()'])"
+    )
+    lock = tmp_path / "serve.lock"
+    with subprocess.Popen([sys.executable, "-c", script, lock], stdin=subprocess.PIPE) as heir:
+        deadline = time.monotonic() + 30
+        while b"-c\0input()\0" not in Path(f"/proc/{heir.pid}/cmdline").read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(Unavailable):
+            hold(lock, "service")
+        heir.communicate(b"\n")
+    hold(lock, "service").close()
+
+
+def test_every_directory_that_is_made_is_private(tmp_path):
+    data = DataDir(tmp_path / "a" / "b", cache_dir=tmp_path / "c" / "d").create()
+
+    made = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert data.bases in made
+    assert {path.stat().st_mode & 0o777 for path in made} == {0o700}

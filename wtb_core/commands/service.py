@@ -9,11 +9,13 @@ import click
 from wtb_core import demo as demonstration
 from wtb_core import doctor as diagnosis
 from wtb_core.commands.options import EXIT_NOT_ALL, json_option, url_option
+from wtb_core.data import DataDir, hold
 from wtb_core.display import make_console, strip_controls, to_json
 from wtb_core.errors import InvalidRequest, ProjectError
 from wtb_core.projects import read_project_file
 from wtb_core.serving import ServeConfig, find_shadow, is_free, read_config, serve_command
 from wtb_core.testbench import DEFAULT_PROJECTS
+from wtb_core.tokens import resolve_tokens
 
 _config_argument = click.argument(
     "config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -47,10 +49,12 @@ def serve(
     if host is not None or port is not None or projects or data_dir is not None:
         chosen = chosen.change(host=host, port=port, projects=projects, data_dir=data_dir)
     _refuse_what_cannot_work(chosen)
-    _introduce(chosen)
-    command = serve_command(chosen.write(chosen.data_dir))
-    sys.stdout.flush()
-    os.execv(command[0], command)  # noqa: S606 - our own command; signals reach it as they are
+    data = DataDir(chosen.data_dir).create()
+    with hold(data.path / "serve.lock", "service", inheritable=True):
+        _introduce(chosen)
+        command = serve_command(chosen.write(chosen.data_dir))
+        sys.stdout.flush()
+        os.execv(command[0], command)  # noqa: S606 - our own command; signals reach it as they are
 
 
 @click.command()
@@ -93,6 +97,7 @@ def doctor(config: Path | None, data_dir: str | None, url: str, *, as_json: bool
 
 
 def _refuse_what_cannot_work(config: ServeConfig) -> None:
+    resolve_tokens(config.tokens)
     if not is_free(config.host, config.port):
         raise click.ClickException(
             f"port {config.port} on {config.host} is taken, "

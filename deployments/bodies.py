@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from wtb_core.documents import parse_json, parse_yaml
-from wtb_core.errors import InvalidDocument, InvalidRequest
+from wtb_core.errors import InvalidDocument, InvalidRequest, Unavailable
 from wtb_core.specs import format_path
 
 PARSERS = {
@@ -19,6 +19,10 @@ PARSERS = {
     "text/yaml": parse_yaml,
 }
 MAX_SMALL_BODY_BYTES = 64 * 1024
+LARGE_BODY_BYTES = 1024**2
+MAX_LARGE_BODIES = 4
+"""How many large bodies are read and parsed at a time; each takes many times its size."""
+BODY_TIMEOUT_S = 60.0
 
 
 async def read_document(request: Request, max_bytes: int) -> Any:
@@ -29,7 +33,8 @@ async def read_document(request: Request, max_bytes: int) -> Any:
             that is no document.
     """
     kind = _check_type(request, PARSERS.keys())
-    return await _parse(kind, await _read(request, max_bytes))
+    with _Share() as share:
+        return await _parse(kind, await _read(request, max_bytes, share))
 
 
 async def read_optional[Body: BaseModel](request: Request, model: type[Body]) -> Body:
@@ -40,7 +45,8 @@ async def read_optional[Body: BaseModel](request: Request, model: type[Body]) ->
         InvalidRequest: when the document does not fit the model.
     """
     _check_type(request, {"", *PARSERS})
-    data = await _read(request, MAX_SMALL_BODY_BYTES)
+    with _Share() as share:
+        data = await _read(request, MAX_SMALL_BODY_BYTES, share)
     if not data.strip():
         return model()
     document = await _parse(_check_type(request, PARSERS.keys()), data)
@@ -67,14 +73,50 @@ async def _parse(kind: str, data: bytes) -> Any:
         raise HTTPException(400, str(error)) from error
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+class _Share:
+    """A request's share of the memory for large bodies, until its document is parsed."""
+
+    in_use = 0
+
+    def __init__(self) -> None:
+        self._taken = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _Share.in_use -= self._taken
+
+    def take(self) -> None:
+        """Take one of the large shares, once.
+
+        Raises:
+            Unavailable: when there is none.
+        """
+        if self._taken:
+            return
+        if _Share.in_use >= MAX_LARGE_BODIES:
+            raise Unavailable(f"{MAX_LARGE_BODIES} large bodies are being read", 5)
+        self._taken = True
+        _Share.in_use += 1
+
+
+async def _read(request: Request, max_bytes: int, share: _Share) -> bytes:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HTTPException(415, "send the body without a Content-Encoding")
     declared = request.headers.get("content-length", "")
     body = bytearray()
-    if not (declared.isascii() and declared.isdigit() and int(declared[:19]) > max_bytes):
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                break
-        else:
-            return bytes(body)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            if not (declared.isascii() and declared.isdigit() and int(declared[:19]) > max_bytes):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > LARGE_BODY_BYTES:
+                        share.take()
+                    if len(body) > max_bytes:
+                        break
+                else:
+                    return bytes(body)
+    except TimeoutError:
+        raise HTTPException(408, f"the body took longer than {BODY_TIMEOUT_S:.0f} s") from None
     raise HTTPException(413, f"the body is larger than {max_bytes} bytes")

@@ -103,6 +103,8 @@ async def _within(response: Any, timeout_s: float) -> Any:
         return await response
 
     task: asyncio.Task[Any] = asyncio.ensure_future(wait())
+    # Nobody may be left to ask for its exception.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         return await asyncio.wait_for(asyncio.shield(task), timeout_s)
     except TimeoutError:

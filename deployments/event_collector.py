@@ -35,6 +35,8 @@ logger = logging.getLogger("ray.serve")
 LEASE_S = 15.0
 DISPATCH_LEASE_S = 10.0
 TICK_S = 0.25
+LATE_S = 1.0
+"""How long after a tick the next one may look at the leases without having been held up."""
 MAX_POLL_S = 5.0
 MAX_POLLS = 256
 
@@ -52,6 +54,7 @@ class EventCollector:
         self._readers = ThreadPoolExecutor(2, "store-reader")
         self._polls = asyncio.Semaphore(MAX_POLLS)
         self._leases: dict[str, float] = {}
+        self._leases_seen_at = time.monotonic()
         self._dispatcher: tuple[str, float] = ("", 0.0)
         self._urgent = asyncio.Event()
         self._grant_leases()
@@ -254,6 +257,14 @@ class EventCollector:
 
     # -- inside --------------------------------------------------------------------------------
 
+    def _extend_leases(self, now: float) -> None:
+        """While this process was held up, heartbeats waited: that is no replica's silence."""
+        late_s = now - self._leases_seen_at - LATE_S
+        self._leases_seen_at = now
+        if late_s > 0:
+            self._leases = {replica_id: t + late_s for replica_id, t in self._leases.items()}
+            logger.warning("the collector was held up for %.1f s; so are all leases", late_s)
+
     def _grant_leases(self) -> None:
         """Every replica that may be alive gets a full lease from now."""
         with self._engine.connect() as connection:
@@ -334,6 +345,7 @@ class EventCollector:
             if not done:
                 self._urgent.set()
         now = time.monotonic()
+        self._extend_leases(now)
         for replica_id in [r for r, until in self._leases.items() if until < now]:
             lost = await self._writer.write(
                 lambda c, r=replica_id: endings.lose(

@@ -94,6 +94,7 @@ def build(ingress: BatchIngress, settings: Settings, tokens: Mapping[str, str]) 
         version="1",
         description=openapi.DESCRIPTION,
     )
+    app.router.redirect_slashes = False  # a redirect would name whatever host was asked for
     app.add_middleware(Gate, tokens=tokens)
     http_errors.install(app)
     _add_batches(app, ingress, settings)

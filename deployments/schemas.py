@@ -349,7 +349,12 @@ class Readiness(_Answer):
 class CancelBody(_Answer):
     """Why; it is kept with the batch and in its events."""
 
-    reason: str = Field(default="cancelled on request", min_length=1, max_length=1_000)
+    reason: str = Field(
+        default="cancelled on request",
+        min_length=1,
+        max_length=1_000,
+        pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$",
+    )
 
 
 class RetryBody(_Answer):

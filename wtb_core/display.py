@@ -18,7 +18,8 @@ from wtb_core.report import format_mean
 MAX_TEXT = 300
 PLAIN_WIDTH = 120
 VERSION_CHARS = 12
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Control characters, and those that turn the direction of what follows them.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _UNSAFE = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
 _ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)", re.DOTALL)
 
@@ -37,8 +38,8 @@ def strip_controls(text: object) -> str:
 
 
 def clean(text: object, limit: int = MAX_TEXT) -> str:
-    """Text from user code without control sequences or markup, cut to `limit` characters."""
-    bare = strip_controls(text)
+    """Text from user code in one line, without control sequences or markup, cut to `limit`."""
+    bare = re.sub(r"\s*\n\s*", " ", strip_controls(text))
     return escape(bare if len(bare) <= limit else bare[: limit - 1] + "…")
 
 

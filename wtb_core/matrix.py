@@ -9,8 +9,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 from wtb_core.errors import Problem
 from wtb_core.specs import (
@@ -25,7 +25,7 @@ from wtb_core.specs import (
     format_path,
 )
 
-MAX_VARIANTS_CHARS = 64 * 2**20
+MAX_VARIANTS_CHARS = 8 * 2**20
 _NAME_PART = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NAME = re.compile(NAME_PATTERN)
 
@@ -101,6 +101,10 @@ def find_problems(spec: BatchSpec) -> list[Problem]:
 
 
 def _find_size_problems(spec: BatchSpec) -> list[Problem]:
+    listed = sum(len(variant.model_dump_json()) for variant in spec.variants)
+    if listed > MAX_VARIANTS_CHARS:
+        message = f"they have {listed} characters in all, more than {MAX_VARIANTS_CHARS}; "
+        return [Problem("variants", message + "keep large values in the workspace or in cases")]
     if spec.matrix is None:
         return []
     axes = _axes(spec.matrix)
@@ -128,16 +132,16 @@ def _find_exclude_problems(matrix: Matrix | None) -> Iterator[Problem]:
     """What an entry says and the matrix does not vary would exclude nothing, unnoticed."""
     if matrix is None:
         return
-    axes = {(axis.section, axis.key): axis.values for axis in _axes(matrix)}
-    axes.setdefault(("graph", "graph"), ["default"])
+    places = {(axis.section, axis.key): axis.places for axis in _axes(matrix)}
+    places.setdefault(("graph", "graph"), {_freeze("default"): {0}})
     for index, entry in enumerate(matrix.exclude):
         for (section, key), value in _list_said(entry).items():
-            values = axes.get((section, key))
+            values = places.get((section, key))
             location = ("matrix", "exclude", index, section, *([] if section == "graph" else [key]))
             if values is None:
                 message = "the matrix has no list of this name, so nothing is excluded"
                 yield Problem(format_path(location), message)
-            elif not any(_same(value, each) for each in values):
+            elif _freeze(value) not in values:
                 message = "no list of the matrix has this value, so nothing is excluded"
                 yield Problem(format_path(location), message)
 
@@ -180,17 +184,27 @@ def _with_paths(spec: BatchSpec) -> Iterator[tuple[str, Variant]]:
 
 
 class _Axis(NamedTuple):
+    """One list of the matrix, and where in it each of its values stands."""
+
     section: str
     key: str
     values: Sequence[Any]
+    places: dict[Hashable, set[int]]
 
 
 def _axes(matrix: Matrix) -> list[_Axis]:
-    axes = [_Axis("graph", "graph", matrix.graph)] if matrix.graph else []
-    axes += [_Axis("nodes", key, values) for key, values in matrix.nodes.items()]
-    axes += [_Axis("config", key, values) for key, values in matrix.config.items()]
-    axes += [_Axis("context", key, values) for key, values in matrix.context.items()]
+    axes = [_make_axis("graph", "graph", matrix.graph)] if matrix.graph else []
+    for section in ("nodes", "config", "context"):
+        lists: dict[str, list[Any]] = getattr(matrix, section)
+        axes += [_make_axis(section, key, values) for key, values in lists.items()]
     return axes
+
+
+def _make_axis(section: str, key: str, values: Sequence[Any]) -> _Axis:
+    places: dict[Hashable, set[int]] = {}
+    for index, value in enumerate(values):
+        places.setdefault(_freeze(value), set()).add(index)
+    return _Axis(section, key, values, places)
 
 
 def _product_size(matrix: Matrix) -> int:
@@ -283,9 +297,8 @@ def _find_wanted(entry: MatrixEntry, axes: list[_Axis]) -> _Wanted | None:
     wanted: _Wanted = []
     for place, value in said.items():
         number = numbers.get(place)
-        values = axes[number].values if number is not None else ()
-        agreeing = {i for i, other in enumerate(values) if _same(other, value)}
-        if number is None or not agreeing:
+        agreeing = axes[number].places.get(_freeze(value)) if number is not None else None
+        if number is None or agreeing is None:
             return None
         wanted.append((number, agreeing))
     return wanted
@@ -305,14 +318,13 @@ def _list_said(entry: MatrixEntry) -> dict[tuple[str, str], Any]:
     return said if entry.graph is None else said | {("graph", "graph"): entry.graph}
 
 
-def _same(left: object, right: object) -> bool:
-    """Equality of JSON values, where 1 is 1.0 and true is not 1."""
-    if isinstance(left, bool) or isinstance(right, bool):
-        return left is right
-    match left, right:
-        case dict(), dict():
-            return left.keys() == right.keys() and all(_same(left[k], right[k]) for k in left)
-        case list(), list():
-            return len(left) == len(right) and all(map(_same, left, right))
+def _freeze(value: object) -> Hashable:
+    """A JSON value to look up; equal where the values are: 1 is 1.0, and true is not 1."""
+    match value:
+        case dict():
+            items = cast("dict[str, object]", value).items()
+            return ("mapping", frozenset((key, _freeze(item)) for key, item in items))
+        case list():
+            return ("list", tuple(map(_freeze, cast("list[object]", value))))
         case _:
-            return left == right
+            return (isinstance(value, bool), cast("Hashable", value))

@@ -79,13 +79,15 @@ class Redactor:
         if failure is not None:
             texts = {
                 name: None if (text := getattr(failure, name)) is None else self.text(text)
-                for name in ("reason", "message", "traceback")
+                for name in ("reason", "error_type", "message", "traceback")
             }
             failure = failure.model_copy(update=texts)
-        evaluation = outcome.evaluation.model_copy(
+        given = outcome.evaluation
+        evaluation = given.model_copy(
             update={
-                "comments": self.value(outcome.evaluation.comments),
-                "errors": self.value(outcome.evaluation.errors),
+                "scores": {self.text(name): score for name, score in given.scores.items()},
+                "comments": {self.text(k): self.text(v) for k, v in given.comments.items()},
+                "errors": {self.text(k): self.text(v) for k, v in given.errors.items()},
             }
         )
         nodes = [

@@ -5,6 +5,7 @@ more than a long one. Names are compared with a project's description by `submis
 """
 
 import difflib
+import itertools
 import json
 import math
 import re
@@ -37,6 +38,7 @@ MAX_VARIANTS = 10_000
 MAX_COUNT = 2**31 - 1
 MAX_AXES = 64
 FILE_NAME_BYTES = 255
+MAX_PATH_PARTS = 32
 PATH_PART_CHARS = 200
 
 _RESERVED_CONFIG = {"thread_id", "checkpoint_id", "checkpoint_ns", "checkpoint_map"}
@@ -166,17 +168,19 @@ def _relative_path(value: str) -> str:
         raise ValueError("give a path relative to the workspace, with forward slashes")
     if any(part in {"", ".", ".."} for part in parts):
         raise ValueError("a path in the workspace has no empty, '.' or '..' part")
+    if len(parts) > MAX_PATH_PARTS:
+        raise ValueError(f"a path has at most {MAX_PATH_PARTS} parts")
     if any(len(part.encode(errors="replace")) > FILE_NAME_BYTES for part in parts):
         raise ValueError(f"a part of a path has at most {FILE_NAME_BYTES} bytes")
     return value
 
 
 def _file_tree(files: dict[str, str]) -> dict[str, str]:
-    for path in files:
-        parts = path.split("/")
-        for count in range(1, len(parts)):
-            if (directory := "/".join(parts[:count])) in files:
-                raise ValueError(f"{directory!r} cannot be a file and hold {path!r}")
+    # Sorted by their parts, what lies below a file comes right after it.
+    for upper, lower in itertools.pairwise(sorted(path.split("/") for path in files)):
+        if lower[: len(upper)] == upper:
+            file, below = "/".join(upper), "/".join(lower)
+            raise ValueError(f"{file!r} cannot be a file and hold {below!r}")
     return files
 
 

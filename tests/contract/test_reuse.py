@@ -234,3 +234,11 @@ def test_adopted_executions_are_no_throughput(store):
 
 def test_a_key_of_a_retry_stands_for_what_was_asked():
     assert reuse.make_digest("b", "same") != reuse.make_digest("b", "latest")
+
+
+@pytest.mark.parametrize("number", ["00", "01", "+0", "", "9" * 10])
+def test_an_execution_has_one_id(store, number):
+    batch_id = store.submit(cases=2)
+
+    with pytest.raises(NotFound):
+        store.cancel_execution(f"{batch_id}-{number}")

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from asgi import MAX_BODY_BYTES, FakeIngress, connect
 
+from deployments import bodies
 from deployments.http_errors import STATUS
 from wtb_core.errors import (
     Conflict,
@@ -295,3 +296,42 @@ def test_a_log_is_an_attachment_of_plain_text():
 
 def test_there_are_two_logs():
     assert send(FakeIngress(), "GET", "/v1/executions/b-1-0/logs/stdin").status_code == 404
+
+
+@pytest.fixture
+def small_bounds(monkeypatch):
+    monkeypatch.setattr(bodies, "LARGE_BODY_BYTES", 10)
+    monkeypatch.setattr(bodies, "MAX_LARGE_BODIES", 1)
+    monkeypatch.setattr(bodies, "BODY_TIMEOUT_S", 0.2)
+
+
+def test_a_body_that_does_not_come_is_given_up_and_its_share_given_back(small_bounds):
+    async def slow():
+        yield b" " * 20
+        await asyncio.sleep(5)
+
+    headers = {"content-type": "application/json"}
+    answer = send(FakeIngress(), "POST", "/v1/batches", content=slow(), headers=headers)
+
+    assert answer.status_code == 408
+    assert bodies._Share.in_use == 0
+
+
+def test_only_so_many_large_bodies_are_read_at_a_time(small_bounds, monkeypatch):
+    monkeypatch.setattr(bodies._Share, "in_use", 1)
+
+    answer = post(FakeIngress(submit_batch=RECEIPT), "/v1/batches", b'{"project": "a long name"}')
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    small = post(FakeIngress(submit_batch=RECEIPT), "/v1/batches", b"{}")
+    assert small.status_code == 202
+
+
+def test_an_encoded_body_is_refused():
+    headers = {"content-encoding": "gzip"}
+    assert post(FakeIngress(), "/v1/batches", b"{}", **headers).status_code == 415
+
+
+def test_a_reason_is_plain_text():
+    answer = post(FakeIngress(), "/v1/batches/b-1/cancel", b'{"reason": "a\\u001bb"}')
+    assert answer.status_code == 422

@@ -175,3 +175,19 @@ def test_two_users_cannot_share_a_token(monkeypatch):
     monkeypatch.setenv("WTB_TOKEN", "a" * 16)
     with pytest.raises(InvalidRequest, match="same token"):
         resolve_tokens({"alice": "env:WTB_TOKEN", "bob": "env:WTB_TOKEN"})
+
+
+@pytest.mark.parametrize("name", ["host", "origin", "authorization"])
+def test_a_header_that_decides_comes_once(name):
+    async def run():
+        async with connect(FakeIngress(list_batches=BATCHES), tokens=TOKENS) as http:
+            value = {"authorization": f"Bearer {TOKENS['bob']}"}.get(name, "127.0.0.1")
+            return await http.get("/v1/batches", headers=[(name, value), (name, "evil.example")])
+
+    answer = asyncio.run(run())
+    assert answer.status_code == 403
+    assert f"two {name} headers" in answer.json()["detail"]
+
+
+def test_nobody_is_sent_to_another_host():
+    assert get("/docs/", send={"host": "evil.example"}, tokens=TOKENS).status_code == 404

@@ -73,12 +73,16 @@ def test_control_sequences_are_taken_out(text, shown):
 def test_what_is_cleaned_shows_as_the_text_that_was_meant(text):
     cleaned = clean(text, limit=1_000)
 
-    bare = strip_controls(text)
-    assert not any(ord(c) < 32 and c not in "\n\t" for c in cleaned)
+    bare = re.sub(r"\s*\n\s*", " ", strip_controls(text))
+    assert not any(ord(c) < 32 and c != "\t" for c in cleaned)
     assert "\x1b" not in cleaned
     shown = Text.from_markup(f"[bold]{cleaned}[/]")
     assert forget_backslashes(shown.plain) == forget_backslashes(bare)
     assert [span.style for span in shown.spans] in ([], ["bold"])
+
+
+def test_text_cannot_forge_a_line_or_turn_the_direction_of_what_follows():
+    assert clean("one\n  failed: two\u202e") == "one failed: two"
 
 
 def test_long_text_is_cut_before_it_is_escaped():

@@ -408,3 +408,25 @@ def test_an_exclude_that_can_exclude_nothing_is_a_problem():
         "matrix.exclude[2].config.max": f"{value}, so nothing is excluded",
         "matrix.exclude[3].graph": f"{value}, so nothing is excluded",
     }
+
+
+@pytest.mark.timeout(20)
+def test_many_excludes_of_long_values_are_looked_up_not_compared():
+    long = ["x"] * 100
+    spec = make(
+        matrix={
+            "config": {"a": [[*long, i] for i in range(3_000)], "b": [0, 1]},
+            "exclude": [{"config": {"a": [*long, i]}} for i in range(1_000)],
+        }
+    )
+
+    assert matrix.find_problems(spec) == []
+    assert len(matrix.expand(spec)) == 4_000
+
+
+def test_variants_that_would_fill_the_memory_are_refused_with_their_size():
+    spec = make(matrix={"config": {"a": list(range(10_000)), "b": [[[]] * 1_500]}})
+
+    assert "characters in all" in problems(spec)["matrix"]
+    listed = make(variants=[{"name": "a", "config": {"x": ["y" * 100] * 100_000}}])
+    assert "characters in all" in problems(listed)["variants"]

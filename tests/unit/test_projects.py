@@ -3,13 +3,14 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from wtb_core.errors import NotFound, ProjectError
 from wtb_core.files.blobs import BlobStore
-from wtb_core.projects import ProjectVersions, Registry, read_project_file
+from wtb_core.projects import ProjectVersions, Registry, interpreters, read_project_file
 from wtb_core.projects import sources as sources_module
 from wtb_core.projects import versions as module
 
@@ -902,3 +903,36 @@ def test_a_name_that_two_projects_have_is_a_problem_of_both(tmp_path, versions, 
 
     assert items[str(one)]["problems"] == [f"the name 'p' is also that of {two}"]
     assert items[str(two)]["problems"] == [f"the name 'p' is also that of {one}"]
+
+
+def test_a_path_that_is_not_utf_8_is_the_problem_of_its_project_alone(
+    project, tmp_path, versions, describer
+):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/inv\xff"))
+    make_project(odd, MINIMAL)
+
+    items = refresh(make_registry(tmp_path, versions, describer))
+
+    (broken,) = [item for source, item in items.items() if source != str(project)]
+    assert broken["problems"] == ["its path is not UTF-8"]
+    assert json.dumps(items).encode()
+    assert items[str(project)]["problems"] == []
+
+
+def test_an_interpreter_that_does_not_answer_is_killed_and_waited_for_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(interpreters, "PROBE_TIMEOUT_S", 0.5)
+    slow = tmp_path / "slow.sh"
+    slow.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {tmp_path}/pid\nwait\n")
+    slow.chmod(0o755)
+    known = interpreters.Interpreters()
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="did not answer"):
+            known.probe(str(slow), ())
+        monkeypatch.setattr(interpreters, "PROBE_TIMEOUT_S", 0.0)
+
+    child = int((tmp_path / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        for _ in range(200):
+            os.kill(child, 0)
+            time.sleep(0.01)

@@ -20,6 +20,7 @@ CONNECT_TIMEOUT_S = 5.0
 TIMEOUT_S = 30.0
 SUBMIT_TIMEOUT_S = 120.0
 """Checking a hundred thousand cases takes a while, and so does describing a new project."""
+MAX_ID_CHARS = 128
 
 
 class HttpClient:
@@ -189,6 +190,8 @@ class HttpClient:
         async def send() -> httpx.Response:
             try:
                 response = await self._http.request(method, path, **options)
+            except httpx.InvalidURL as error:
+                raise errors.InvalidRequest("url", f"this is no address: {error}") from error
             except httpx.RequestError as error:
                 raise self._silence(error) from error
             if not response.is_success:
@@ -247,11 +250,17 @@ def _key(idempotency_key: str | None) -> dict[str, str]:
 
 
 def _batch(batch_id: str) -> str:
-    return f"/v1/batches/{quote(batch_id, safe='')}"
+    return f"/v1/batches/{_segment('batch_id', batch_id)}"
 
 
 def _execution(execution_id: str) -> str:
-    return f"/v1/executions/{quote(execution_id, safe='')}"
+    return f"/v1/executions/{_segment('execution_id', execution_id)}"
+
+
+def _segment(parameter: str, value: str) -> str:
+    if not value.strip(".") or len(value) > MAX_ID_CHARS:
+        raise errors.InvalidRequest(parameter, f"give an id, at most {MAX_ID_CHARS} characters")
+    return quote(value, safe="")
 
 
 def _present(parameters: dict[str, Any]) -> dict[str, Any]:

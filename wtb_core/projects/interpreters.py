@@ -1,6 +1,8 @@
 """The interpreters that projects run with: found, looked at once, looked at again when changed."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +34,14 @@ class Probe(NamedTuple):
 
 
 class Interpreters:
-    """Probes, kept as long as the interpreter and its directories of packages are unchanged."""
+    """Probes, kept as long as the interpreter and its directories of packages are unchanged.
+
+    One that does not answer is not waited for again until its file changes.
+    """
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, tuple[str, ...]], Probe] = {}
+        self._silent: dict[str, tuple[list[Evidence], str]] = {}
 
     def probe(self, python: str, names: tuple[str, ...]) -> Probe:
         """What `python` has, and where it finds the top-level modules `names`.
@@ -49,7 +55,15 @@ class Interpreters:
         known = self._known.get((python, names))
         if known is not None and known.evidence == _look(python, known.path):
             return known
-        found = _ask(python, names)
+        evidence, fault = self._silent.get(python, ([], ""))
+        if fault and evidence == _look(python, []):
+            raise ValueError(fault)
+        try:
+            found = _ask(python, names)
+        except subprocess.TimeoutExpired as error:
+            fault = f"{python} did not answer in {PROBE_TIMEOUT_S:.0f} s"
+            self._silent[python] = (_look(python, []), fault)
+            raise ValueError(fault) from error
         _check(python, found)
         found = found._replace(evidence=_look(python, found.path))
         self._known[python, names] = found
@@ -69,13 +83,19 @@ def _look(python: str, places: list[Path]) -> list[Evidence]:
 
 
 def _ask(python: str, names: tuple[str, ...]) -> Probe:
+    """What the interpreter says.
+
+    Raises:
+        ValueError: when it cannot be started or says nothing of use.
+        subprocess.TimeoutExpired: when it does not answer; it is killed with what it started.
+    """
     try:
-        done = subprocess.run(  # noqa: S603 - the interpreter is the project file's
+        process = subprocess.Popen(  # noqa: S603 - the interpreter is the project file's
             [python, "-I", "-B", _PROBE, *names],
-            capture_output=True,
             stdin=subprocess.DEVNULL,
-            timeout=PROBE_TIMEOUT_S,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
             cwd="/",
             env={},
         )
@@ -83,10 +103,14 @@ def _ask(python: str, names: tuple[str, ...]) -> Probe:
         raise ValueError(f"there is no interpreter {python}; make the environment first") from error
     except OSError as error:
         raise ValueError(f"{python} cannot be started: {error.strerror}") from error
-    except subprocess.TimeoutExpired as error:
-        raise ValueError(f"{python} did not answer in {PROBE_TIMEOUT_S:.0f} s") from error
+    with process:
+        try:
+            stdout, stderr = process.communicate(timeout=PROBE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     try:
-        said = json.loads(done.stdout)
+        said = json.loads(stdout)
         packages: dict[str, list[str] | None] = said["packages"]
         return Probe(
             tuple(said["version"]),
@@ -95,7 +119,7 @@ def _ask(python: str, names: tuple[str, ...]) -> Probe:
             {n: None if at is None else [Path(p) for p in at] for n, at in packages.items()},
         )
     except (ValueError, KeyError, TypeError) as error:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        lines = stderr.decode(errors="replace").strip().splitlines()
         last = f": {lines[-1][:300]}" if lines else ""
         raise ValueError(f"{python} is no Python 3 that can be used{last}") from error
 

@@ -119,6 +119,8 @@ class Registry:
 
     async def _look(self, path: Path, known: _Known | None) -> _Known:
         sources: Sources | None = None
+        if _as_text(path) != str(path):
+            return _Known(None, None, ProjectError(_as_text(path), ["its path is not UTF-8"]))
         try:
             sources = await asyncio.to_thread(self._versions.find, path)
             if known is not None and known.project is not None and _is_same(known, sources):
@@ -181,6 +183,11 @@ def _is_twin(item: dict[str, Any], other: dict[str, Any]) -> bool:
     return item["name"] == other["name"] and None not in {item["version"], other["version"]}
 
 
+def _as_text(path: Path) -> str:
+    """A path to show, also one that is not UTF-8."""
+    return str(path).encode(errors="replace").decode()
+
+
 def find_project_files(root: Path, patterns: Sequence[str]) -> list[Path]:
     """The project files that the patterns find, relative ones below `root`.
 
@@ -206,11 +213,15 @@ def _summarise(path: Path, known: _Known) -> dict[str, Any]:
     if project is None:
         problems = known.error.problems if known.error is not None else []
         ignored = known.sources.ignored if known.sources is not None else []
-        name = path.parent.name if known.sources is None else known.sources.definition.name
+        name = (
+            _as_text(Path(path.parent.name))
+            if known.sources is None
+            else known.sources.definition.name
+        )
         return {
             "name": name,
             "version": None,
-            "source": str(path),
+            "source": _as_text(path),
             "graphs": {},
             "nodes": {},
             "evaluators": [],
@@ -223,7 +234,7 @@ def _summarise(path: Path, known: _Known) -> dict[str, Any]:
     return {
         "name": project.name,
         "version": project.version,
-        "source": str(path),
+        "source": _as_text(path),
         "graphs": project.description["graphs"],
         "nodes": project.description["nodes"],
         "evaluators": sorted(project.description["evaluators"]),

@@ -1,6 +1,7 @@
 """Single rows and what is computed from one."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def parse_execution_id(text: str) -> tuple[str, int]:
         NotFound: when the text is no execution id.
     """
     batch_id, separator, number = text.rpartition("-")
-    if not separator or not number.isascii() or not number.isdigit() or len(number) > 9:
+    if not separator or not re.fullmatch(r"0|[1-9][0-9]{0,8}", number):
         raise NotFound("execution", text)
     return batch_id, int(number)
 

@@ -24,7 +24,7 @@ class State(TypedDict, total=False):
 
 
 def step(state):
-    time.sleep(0.2)
+    time.sleep(0.8)
     return {"n": state["n"] + 1}
 
 
@@ -64,11 +64,12 @@ def write_config(folder: Path, port: int) -> Path:
 
 
 def run_until(bench: TestBench, completed: int) -> str:
+    """Until so many have completed and another one has just started: something is running."""
     batch_id = bench.submit(SPEC)
     count = 0
     for event in bench.events(batch_id):
         count += event["type"] == "ray_variant_execution_completed"
-        if count == completed:
+        if count >= completed and event["type"] == "ray_variant_execution_started":
             return batch_id
     raise AssertionError("the batch ended early")
 
@@ -98,16 +99,17 @@ def test_a_killed_replica_and_a_killed_service_lose_nothing(tmp_path: Path) -> N
     with serving(config, tmp_path / "first.log") as service:
         wait_until_ready(url, service, tmp_path / "first.log")
         with TestBench.connect(url) as bench:
-            batch_id = run_until(bench, 10)
+            # Looking for processes takes a while, in which what runs could end.
             family = psutil.Process(service.pid).children(recursive=True)
             victims = [p for p in family if "VariantExecutor" in " ".join(p.cmdline())]
-            assert victims
-            for victim in victims:  # one that has just been added may hold nothing yet
+            batch_id = run_until(bench, 4)
+            for victim in victims:
                 victim.kill()
             events = check(bench, batch_id)
             failed = [e["payload"] for e in events if e["type"] == "ray_variant_execution_failed"]
             assert failed
             assert {(p["kind"], p["will_retry"]) for p in failed} == {("lost", True)}
+            family = psutil.Process(service.pid).children(recursive=True)
             interrupted = run_until(bench, 10)
         for process in [psutil.Process(service.pid), *family]:
             if process.is_running():

@@ -57,7 +57,7 @@ def write_atomically(path: Path, pieces: Iterable[str]) -> None:
             os.fsync(file.fileno())
         Path(name).chmod(mode)
         Path(name).replace(path)
-    except BaseException:
+    except BaseException:  # raised again below
         with contextlib.suppress(FileNotFoundError):
             Path(name).unlink()
         raise

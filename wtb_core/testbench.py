@@ -340,7 +340,7 @@ class TestBench:
         loop = LoopThread("wtb")
         try:
             return cls(loop.run(AsyncTestBench.open()), loop)
-        except BaseException:
+        except BaseException:  # raised again below
             loop.close()
             raise
 

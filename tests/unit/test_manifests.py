@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wtb_core.files.blobs import BlobStore
-from wtb_core.files.manifests import Entry, materialise, scan, stamp
+from wtb_core.files.manifests import Entry, iterate_stamps, materialise, scan
 
 
 def skip_nothing(_path):
@@ -135,7 +135,7 @@ def test_a_skipped_directory_is_left_out_with_all_below_it(root, blobs):
     (root / "cache" / "deep" / "file").write_text("")
 
     assert list(scan(root, blobs, lambda path: path.name == "cache")) == ["kept"]
-    assert [item.path for item in stamp(root, lambda path: path.name == "cache")] == ["kept"]
+    assert [item.path for item in iterate_stamps(root, lambda path: path.name == "cache")] == ["kept"]
 
 
 def test_a_socket_cannot_be_stored(root, blobs, monkeypatch):
@@ -160,7 +160,7 @@ def test_a_name_that_is_not_utf_8_is_refused_in_words_that_are(root, blobs, kind
 
 def test_the_stamp_of_a_tree_changes_with_each_write(root):
     def look():
-        return stamp(root, skip_nothing)
+        return list(iterate_stamps(root, skip_nothing))
 
     seen = [look()]
     (root / "a").write_text("1")

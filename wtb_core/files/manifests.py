@@ -69,13 +69,8 @@ def scan(root: Path, blobs: BlobStore, skip: Skip) -> Manifest:
     return manifest
 
 
-def stamp(root: Path, skip: Skip) -> list[Stamp]:
-    """Cheap evidence of a tree's content: equal stamps mean nothing was written in between."""
-    return list(iterate_stamps(root, skip))
-
-
 def iterate_stamps(root: Path, skip: Skip) -> Iterator[Stamp]:
-    """The same one by one, for a tree that may be too large."""
+    """Cheap evidence of a tree's content: equal stamps mean nothing was written in between."""
     for _, name, info in _walk(root, skip):
         yield Stamp(name, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
 

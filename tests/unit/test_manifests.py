@@ -135,7 +135,9 @@ def test_a_skipped_directory_is_left_out_with_all_below_it(root, blobs):
     (root / "cache" / "deep" / "file").write_text("")
 
     assert list(scan(root, blobs, lambda path: path.name == "cache")) == ["kept"]
-    assert [item.path for item in iterate_stamps(root, lambda path: path.name == "cache")] == ["kept"]
+    assert [item.path for item in iterate_stamps(root, lambda path: path.name == "cache")] == [
+        "kept"
+    ]
 
 
 def test_a_socket_cannot_be_stored(root, blobs, monkeypatch):

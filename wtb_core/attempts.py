@@ -18,10 +18,27 @@ class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
+class Origin(_Message):
+    """The checkpoint that a forked execution starts from.
+
+    `history` is the blob of the attempt's checkpoints, `file_commit_id` the files of the
+    checkpoint. `state` goes through the graph's reducers before the graph goes on; null changes
+    nothing.
+    """
+
+    execution_id: str
+    attempt: int
+    checkpoint_id: str
+    history: str
+    file_commit_id: str
+    state: dict[str, Any] | None = None
+
+
 class Assignment(_Message):
     """One attempt, complete: whoever holds it needs nothing else to run it.
 
-    `attempt` counts from 1 and is also the fence of the attempt's checkpoints.
+    `attempt` counts from 1 and is also the fence of the attempt's checkpoints. `origin` is set for
+    a fork.
     """
 
     execution_id: str
@@ -36,6 +53,7 @@ class Assignment(_Message):
     limits: Limits
     workspace: Workspace
     resumed_from: str | None = None
+    origin: Origin | None = None
 
 
 class Failure(_Message):
@@ -67,11 +85,37 @@ class Evaluation(_Message):
     errors: dict[str, str] = {}
 
 
+class TrackedFiles(_Message):
+    """An attempt's final file commit, counted against the files that user code found.
+
+    `checkpoint_id` is the last checkpoint with the same files, `size_bytes` the size of what was
+    created or modified, `paths` the first changed paths in their order.
+    """
+
+    file_commit_id: str
+    checkpoint_id: str | None
+    created: int
+    modified: int
+    deleted: int
+    size_bytes: int
+    paths: list[str]
+
+
+class TrackingFailure(_Message):
+    """A file commit that could not be made; `checkpoint_id` is null for the final one."""
+
+    checkpoint_id: str | None
+    failed_files: list[str]
+    error_message: str
+
+
 class Outcome(_Message):
     """The end of one attempt.
 
     `output` is JSON text. `stdout` and `stderr` are blob digests, null when nothing was written;
     `cut_logs` names those of which only the beginning was kept.
+    `history` is the blob of the attempt's checkpoints, see `history.py`; `start_commit_id` names the
+    files that user code found, and `files` those it left.
     `start` says whether the process was forked from the warm zygote or was a new interpreter, and
     `start_reason` why it was not forked. A failed attempt has a failure, and only that one.
     """
@@ -89,6 +133,10 @@ class Outcome(_Message):
     stdout: str | None = None
     stderr: str | None = None
     cut_logs: list[Literal["stdout", "stderr"]] = []
+    history: str | None = None
+    start_commit_id: str | None = None
+    files: TrackedFiles | None = None
+    tracking_failures: list[TrackingFailure] = []
     start: Literal["fork", "fresh"] = "fork"
     start_reason: str | None = None
     isolation: dict[str, Any] = {}

@@ -114,8 +114,8 @@ class Outcome(_Message):
 
     `output` is JSON text. `stdout` and `stderr` are blob digests, null when nothing was written;
     `cut_logs` names those of which only the beginning was kept.
-    `history` is the blob of the attempt's checkpoints, see `history.py`; `start_commit_id` names the
-    files that user code found, and `files` those it left.
+    `history` is the blob of the attempt's checkpoints, see `history.py`; `start_commit_id` names
+    the files that user code found, and `files` those it left.
     `start` says whether the process was forked from the warm zygote or was a new interpreter, and
     `start_reason` why it was not forked. A failed attempt has a failure, and only that one.
     """

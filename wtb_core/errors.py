@@ -204,12 +204,16 @@ class ProjectError(WtbError):
 
 
 class SetupError(WtbError):
-    """An execution could not be given its process or its workspace."""
+    """An execution could not be given its process or its workspace.
 
-    def __init__(self, step: str, message: str) -> None:
-        super().__init__(step, message)
+    `errno` is the system's where a call of it failed.
+    """
+
+    def __init__(self, step: str, message: str, errno: int | None = None) -> None:
+        super().__init__(step, message, errno)
         self.step = step
         self.message = message
+        self.errno = errno
 
     def __str__(self) -> str:
         return f"{self.step}: {self.message}"

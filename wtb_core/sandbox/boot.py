@@ -1,4 +1,4 @@
-"""The first code in every process that runs user code: `python -I -B boot.py MODE SOCKET...`.
+"""The first code in every process that runs user code: `python -I -B boot.py MODE KIND SOCKET...`.
 
 The interpreter may be another virtual environment, with its own langgraph and without this
 package. Only the package's own directory is made importable; the site-packages around it stay out
@@ -25,18 +25,33 @@ def _make_package_importable() -> None:
 
 
 def main() -> None:
-    """Become what the command line says."""
-    mode, *numbers = sys.argv[1:]
+    """Become what the command line says: a mode, the kind of namespaces, and sockets."""
+    mode, kind, *numbers = sys.argv[1:]
     sys.argv[:] = [""]
     _make_package_importable()
-    session, *leash = [socket.socket(fileno=int(number)) for number in numbers]
-    for sock in (session, *leash):
+    sockets = [socket.socket(fileno=int(number)) for number in numbers]
+    for sock in sockets:
         sock.set_inheritable(False)
     if mode == "child":
-        _run(mode, session)
+        _run(mode, sockets[0])
     from wtb_core.sandbox import init
 
-    init.supervise(leash[0], lambda: _run(mode, session))
+    if kind == "none":
+        source, leash = sockets
+        init.supervise(leash, lambda: _run(mode, source))
+    from wtb_core.sandbox import launcher, root
+    from wtb_core.sandbox.wire import Channel
+
+    source, control, leash = sockets
+    readable = root.find_readable()
+    try:
+        launcher.enter_namespaces(kind)
+    except OSError as error:
+        Channel(control).send(launcher.explain(error))
+        sys.exit(1)
+    init.supervise(
+        leash, lambda: launcher.serve(control, source, readable, lambda: _run(mode, source))
+    )
 
 
 def _run(mode: str, session: socket.socket) -> NoReturn:
@@ -45,10 +60,14 @@ def _run(mode: str, session: socket.socket) -> NoReturn:
         from wtb_core.sandbox import zygote
 
         zygote.serve(session)
-    elif mode == "launcher":
+    elif mode == "starter":
         from wtb_core.sandbox import forking
 
-        forking.launch_fresh(session, Path(__file__).resolve())
+        forking.start_fresh(session, Path(__file__).resolve())
+    elif mode == "prober":
+        from wtb_core.sandbox import probing
+
+        probing.serve(session)
     from wtb_core.sandbox import child
 
     child.main(session, None)

@@ -24,7 +24,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from wtb_core.checkpoints import ChannelSession, SessionSaver
 from wtb_core.errors import GraphError, InvalidOutput
 from wtb_core.graphs import prepare, resolve_graph, takes_config
-from wtb_core.sandbox import faults, scoring
+from wtb_core.sandbox import confinement, faults, scoring
 from wtb_core.sandbox.describe import describe_project
 from wtb_core.sandbox.driving import STREAM_MODES, NodeRecorder, Unanswered, drive
 from wtb_core.sandbox.obstacles import find_fork_obstacle
@@ -89,18 +89,14 @@ def _end(session: ChannelSession, header: dict[str, Any], *blobs: bytes) -> None
 
 
 def _enter(job: dict[str, Any]) -> None:
-    """Take on the attempt's directories, output files, limits and randomness."""
+    """Take on the attempt's bounds, directories and randomness."""
+    confinement.apply(job["bounds"])
     os.environ["HOME"] = job["home"]
     os.environ["TMPDIR"] = job["tmp"]
     tempfile.tempdir = None
-    for number, stream, path in ((1, sys.stdout, job["stdout"]), (2, sys.stderr, job["stderr"])):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(descriptor, number)
-        os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # unless user code has put its own there
             stream.reconfigure(line_buffering=True)  # what was printed survives a crash
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"], job["file_size"]))
     random.seed()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()

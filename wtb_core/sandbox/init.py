@@ -7,7 +7,6 @@ killed. It reports on the leash and exits.
 """
 
 import contextlib
-import ctypes
 import os
 import resource
 import select
@@ -19,23 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from wtb_core.sandbox import kernel
 from wtb_core.sandbox.wire import Channel
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 _REAP_INTERVAL_MS = 1000
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def become_subreaper() -> None:
-    """Orphans below this process become its children instead of those of pid 1."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"prctl({option}): {os.strerror(error)}")
 
 
 def supervise(leash: socket.socket, run: Callable[[], NoReturn]) -> NoReturn:
@@ -43,13 +29,13 @@ def supervise(leash: socket.socket, run: Callable[[], NoReturn]) -> NoReturn:
 
     The caller leads a session of its own.
     """
-    become_subreaper()
+    kernel.become_subreaper()
     parent = os.getpid()
     child = os.fork()
     if child == 0:
         leash.close()
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
+        kernel.die_with_parent(signal.SIGKILL)
+        if os.getppid() not in {parent, 0}:  # 0 from inside of a pid namespace
             os._exit(1)
         os.setsid()  # so that a signal of user code to its own group does not reach this parent
         _run_to_exit(run)
@@ -58,14 +44,19 @@ def supervise(leash: socket.socket, run: Callable[[], NoReturn]) -> NoReturn:
     if (ended := kill_descendants(child)) is not None:
         status = ended
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    send_report(leash, status, usage)
+    os._exit(0)
+
+
+def send_report(leash: socket.socket, status: int | None, usage: resource.struct_rusage) -> None:
+    """Say how a process ended and what it used, if somebody is left to read it."""
     report = {
         "status": status,
         "cpu_ms": round((usage.ru_utime + usage.ru_stime) * 1000),
         "peak_rss_bytes": usage.ru_maxrss * 1024,
     }
-    with contextlib.suppress(OSError):  # nobody is left to read it
+    with contextlib.suppress(OSError):
         Channel(leash).send(report)
-    os._exit(0)
 
 
 def _run_to_exit(run: Callable[[], NoReturn]) -> NoReturn:

@@ -7,6 +7,7 @@ so a sender learns of a frame that is too large and a receiver never buffers one
 
 import asyncio
 import json
+import os
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -119,6 +120,22 @@ class AsyncChannel:
         header, sizes = _decode_header(text, self.limit)
         return header, [await self._exactly(size) for size in sizes]
 
+    async def receive_with_descriptors(self, count: int) -> tuple[dict[str, Any], list[int]]:
+        """The header of the next frame and the descriptors, at most `count`, that came with it.
+
+        Raises:
+            EOFError, WireError: as `receive`.
+        """
+        await wait_readable(self.sock.fileno())
+        data, descriptors, _, _ = socket.recv_fds(self.sock, _CHUNK_BYTES, count)
+        if not data:
+            raise EOFError("the other end closed the connection")
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        self._buffer += data
+        header, _ = await self.receive()
+        return header, descriptors
+
     def close(self) -> None:
         """Close the socket; nothing may be receiving."""
         self.sock.close()
@@ -136,3 +153,19 @@ class AsyncChannel:
         taken = bytes(memoryview(self._buffer)[:size])
         del self._buffer[:size]
         return taken
+
+
+async def wait_readable(descriptor: int) -> None:
+    """Wait until reading would not block; for a pidfd, until its process has ended."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+
+    def note() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(descriptor, note)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(descriptor)

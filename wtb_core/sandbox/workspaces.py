@@ -1,23 +1,13 @@
-"""An attempt's directories: copied, written into, and removed again.
+"""An attempt's directories: copied, and removed again. A link in a workspace stays a link."""
 
-Paths of variants and cases never lead out of the workspace: each part is opened without following
-links. A link in a workspace stays a link.
-"""
-
-import contextlib
-import errno
 import os
 import shutil
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from wtb_core.errors import SetupError
 from wtb_core.redaction import Redactor
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def copy_tree(source: Path | None, target: Path) -> None:
@@ -50,39 +40,6 @@ def _special_files(directory: str, _names: list[str]) -> list[str]:
             for entry in entries
             if not (entry.is_symlink() or entry.is_dir() or entry.is_file())
         ]
-
-
-def write_files(root: Path, files: Mapping[str, str]) -> None:
-    """Write texts to paths below `root`, making directories.
-
-    Raises:
-        SetupError: when a path leads out of `root`, through a link, or cannot be written.
-    """
-    for path, text in files.items():
-        parts = path.split("/")
-        if any(part in {"", ".", ".."} for part in parts) or "\0" in path:
-            raise SetupError("workspace", f"{path!r} is not a path inside the workspace")
-        try:
-            _write_file(root, parts, text.encode())
-        except OSError as error:
-            link = error.errno in {errno.ELOOP, errno.ENOTDIR}
-            reason = "a link or a file is in the way" if link else error.strerror
-            raise SetupError("workspace", f"{path} cannot be written: {reason}") from error
-
-
-def _write_file(root: Path, parts: list[str], data: bytes) -> None:
-    directory = os.open(root, _DIRECTORY)
-    try:
-        for part in parts[:-1]:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(part, dir_fd=directory)
-            inner = os.open(part, _DIRECTORY, dir_fd=directory)
-            os.close(directory)
-            directory = inner
-        with os.fdopen(os.open(parts[-1], _FILE, 0o644, dir_fd=directory), "wb") as file:
-            file.write(data)
-    finally:
-        os.close(directory)
 
 
 def remove_tree(path: Path) -> None:

@@ -22,6 +22,7 @@ from wtb_core.sandbox import child
 from wtb_core.sandbox.forking import fork_on_request
 from wtb_core.sandbox.obstacles import find_fork_obstacle
 from wtb_core.sandbox.project import LoadedProject
+from wtb_core.sandbox.root import find_readable
 from wtb_core.sandbox.wire import Channel
 
 
@@ -70,6 +71,7 @@ def serve(control: socket.socket) -> NoReturn:
     """Load, warm up, say whether forking is safe, then fork on each request."""
     channel = Channel(control)
     header, _ = channel.receive()
+    find_readable()
     project = LoadedProject(header["setup"])
     warm_up()
     obstacle = find_fork_obstacle(frozenset({control.fileno()}))

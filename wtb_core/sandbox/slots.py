@@ -1,0 +1,186 @@
+"""A slot: the namespaces of one process of user code, and the init in them.
+
+The init is pid 1 of the slot. It mounts what the process may see and write, says so, and from then
+on reaps orphans and watches the memory of all processes in the slot. When it ends, the kernel kills
+them. It ends with its leash, which the kernel closes for a supervisor that was killed.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from pathlib import Path
+from typing import Final, NoReturn, TypedDict
+
+from wtb_core.errors import SetupError
+from wtb_core.sandbox import kernel
+from wtb_core.sandbox.root import Sources, protect_proc
+from wtb_core.sandbox.wire import Channel, encode
+from wtb_core.sandbox.writing import write_files
+
+NAMESPACES: Final = ("pid", "mnt", "ipc")
+
+_TMP: Final = "/tmp"  # noqa: S108
+_WATCH_MS: Final = 250
+_ROOM_OPTIONS: Final = {"mode": "755", "size": "1m"}
+_RESERVED_PIDS: Final = 300  # of the kernel: numbers below are not used again
+
+
+class Overlay(TypedDict):
+    """An overlay of host directories, the topmost lower one first."""
+
+    lower: list[str]
+    upper: str
+    work: str
+
+
+class Mount(TypedDict):
+    """What the process may write: a host directory or an overlay, and where it is seen."""
+
+    source: str | Overlay
+    targets: list[str]
+
+
+class Request(TypedDict):
+    """What a slot is made of.
+
+    `tmp` is the host directory that is its /tmp. `rooms` are directories that hold nothing but the
+    targets below them. `files` are written to the
+    first target of the first mount. `memory` bounds the processes' memory together, `processes`
+    their number where no limit of the user does, both null for no bound.
+    """
+
+    tmp: str
+    rooms: list[str]
+    mounts: list[Mount]
+    files: dict[str, str]
+    network: bool
+    memory: int | None
+    processes: int | None
+
+
+def can_limit_root() -> bool:
+    """Whether `pid_max` belongs to a pid namespace: from Linux 6.14 on."""
+    release = os.uname().release.split("-")[0].split(".")
+    return [int(part) for part in release[:2]] >= [6, 14]
+
+
+def become_init(leash: socket.socket, sources: Sources) -> NoReturn:
+    """Be pid 1 of a slot: receive the request, make the slot, hand out its namespaces, watch it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    channel = Channel(leash)
+    try:
+        header, _ = channel.receive()
+        request: Request = header["slot"]
+        _make(request, sources)
+    except OSError as error:
+        _refuse(channel, str(error.filename or "slot"), error.errno, error.strerror or str(error))
+    except SetupError as error:
+        _refuse(channel, error.step, None, error.message)
+    except EOFError:
+        os._exit(0)
+    names = [*NAMESPACES, *([] if request["network"] else ["net"])]
+    opened = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in names]
+    handles = [os.pidfd_open(os.getpid()), *opened]
+    socket.send_fds(leash, [encode({"ready": True})], handles)
+    for handle in handles:
+        os.close(handle)
+    _watch(channel, request["memory"])
+
+
+def _refuse(channel: Channel, step: str, errno: int | None, message: str) -> NoReturn:
+    with contextlib.suppress(OSError):
+        channel.send({"failed": {"step": step, "errno": errno, "message": message}})
+    os._exit(1)
+
+
+def _make(request: Request, sources: Sources) -> None:
+    kernel.unshare(os.CLONE_NEWNS | os.CLONE_NEWIPC, "mount namespace")
+    if not request["network"]:
+        kernel.unshare(os.CLONE_NEWNET, "network namespace")
+        kernel.raise_loopback()
+    take_tmp(sources.find(request["tmp"]))
+    for room in request["rooms"]:
+        kernel.mount("tmpfs", room, dict(_ROOM_OPTIONS))
+    for place in request["mounts"]:
+        show(place, sources)
+    if request["files"]:
+        write_files(Path(request["mounts"][0]["targets"][0]), request["files"])
+    size = request["memory"] or 0
+    kernel.mount("tmpfs", "/dev/shm", {"mode": "1777", "size": str(size)})  # noqa: S108
+    kernel.mount("devpts", "/dev/pts", {"newinstance": None, "ptmxmode": "0666", "mode": "0620"})
+    kernel.mount("proc", "/proc", {})
+    if request["processes"] is not None:
+        _limit_processes(request["processes"])
+    protect_proc()
+    sources.let_go()
+
+
+def take_tmp(source: str) -> None:
+    """Make `source` the slot's /tmp; what the root shows below /tmp stays there."""
+    shown = [(path, kernel.clone_tree(str(path))) for path in Path(_TMP).iterdir()]
+    kernel.bind(source, _TMP)
+    for path, tree in shown:
+        path.mkdir(exist_ok=True)
+        kernel.attach(tree, str(path))
+
+
+def show(place: Mount, sources: Sources) -> None:
+    """Mount one place."""
+    first, *others = place["targets"]
+    Path(first).mkdir(parents=True, exist_ok=True)
+    source = place["source"]
+    if isinstance(source, str):
+        kernel.bind(sources.find(source), first)
+    else:
+        lower = [sources.find(path) for path in source["lower"]]
+        kernel.mount_overlay(
+            first, lower, sources.find(source["upper"]), sources.find(source["work"])
+        )
+    for other in others:
+        Path(other).mkdir(parents=True, exist_ok=True)
+        kernel.bind(first, other)
+
+
+def _limit_processes(count: int) -> None:
+    """Bound the slot's pids: RLIMIT_NPROC does not hold for uid 0.
+
+    `pid_max` is a setting of the pid namespace since Linux 6.14, and of the machine before, which
+    is why it is only asked for from then on. Numbers below 300 are used once, so up to 300
+    processes more may be alive at first.
+    """
+    with kernel.step("pid limit"):
+        Path("/proc/sys/kernel/pid_max").write_text(str(_RESERVED_PIDS + count), encoding="ascii")
+
+
+def _watch(channel: Channel, memory: int | None) -> NoReturn:
+    poll = select.poll()
+    poll.register(channel.sock, select.POLLIN)
+    while True:
+        if poll.poll(_WATCH_MS):
+            os._exit(0)  # nothing is sent to a running slot: the leash has closed
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if memory is None:
+            continue
+        used = _measure("status", "RssAnon:", "RssShmem:")
+        if used > memory:
+            used = _measure("smaps_rollup", "Pss_Anon:", "Pss_Shmem:")  # shared pages once
+        if used > memory:
+            with contextlib.suppress(OSError):
+                channel.send({"over": "memory", "bytes": used})
+            os._exit(0)
+
+
+def _measure(file: str, *fields: str) -> int:
+    """The sum of these fields over all processes of the slot, in bytes."""
+    total = 0
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or entry.name == "1":
+            continue
+        with contextlib.suppress(OSError), Path(entry.path, file).open() as lines:
+            total += sum(int(line.split()[1]) for line in lines if line.startswith(fields))
+    return total * 1024

@@ -9,6 +9,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from wtb_core.parameters import (
 )
 from wtb_core.projects import ProjectVersions, Registry
 from wtb_core.report import BatchFold
+from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.supervisor import describe
 from wtb_core.store.records import NewBatch, Receipt
 from wtb_core.store.rows import parse_execution_id
@@ -93,8 +95,10 @@ class BatchIngress:
         self._limits = limits
         self._collector = collector
         self._blobs = BlobStore(data.blobs)
-        versions = ProjectVersions(self._blobs, data.bases)
-        self._registry = Registry(Path(settings.root), settings.projects, versions, describe)
+        sandbox = Sandbox(data.bases, hidden=data.hidden)
+        versions = ProjectVersions(self._blobs, data.bases, sandbox)
+        look = partial(describe, sandbox)
+        self._registry = Registry(Path(settings.root), settings.projects, versions, look)
         self._streams = EventStreams(self._read_page)
         self._folds: OrderedDict[str, BatchFold] = OrderedDict()
         app_name = serve.get_replica_context().app_name

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import ray
@@ -21,11 +21,12 @@ from wtb_core import events as ev
 from wtb_core.attempts import Assignment, Failure, Outcome
 from wtb_core.checkpoint_store import CheckpointStore
 from wtb_core.data import DataDir
-from wtb_core.engine import ISOLATION, Engine
+from wtb_core.engine import Engine
 from wtb_core.errors import Unavailable, WtbError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.ids import new_event_id
 from wtb_core.projects import ProjectVersions
+from wtb_core.sandbox.ladder import Isolation, Sandbox
 from wtb_core.store.records import Claimant, Finish
 
 logger = logging.getLogger("ray.serve")
@@ -61,6 +62,8 @@ class VariantExecutor:
         self,
         collector: Handle,
         data: DataDir,
+        isolation: Isolation = "auto",
+        require: Literal["A", "B"] | None = None,
         identify: Callable[[], Identity] = find_identity,
     ) -> None:
         data.create_on_node()
@@ -68,16 +71,15 @@ class VariantExecutor:
         self._identity = identify()
         self._blobs = BlobStore(data.blobs)
         self._checkpoints = CheckpointStore(data.checkpoints)
-        self._versions = ProjectVersions(self._blobs, data.bases)
-        self._engine = Engine(data.runs, self._blobs, self._checkpoints, self._find_setup)
-        self._held: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._registration = ev.ActorInitialized(
-            actor_id=self._identity.actor_id,
-            replica_id=self._identity.replica_id,
-            node_id=self._identity.node_id,
-            initialization_ms=round((time.time() - psutil.Process().create_time()) * 1000),
-            isolation=ISOLATION,
+        self._sandbox = Sandbox(
+            data.runs, hidden=data.hidden, isolation=isolation, require=require
         )
+        self._versions = ProjectVersions(self._blobs, data.bases, self._sandbox)
+        self._engine = Engine(
+            data.runs, self._blobs, self._checkpoints, self._find_setup, self._sandbox
+        )
+        self._held: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._registration: ev.ActorInitialized | None = None
         self._registered = asyncio.Event()
         self._beating = asyncio.create_task(self._beat_forever())
 
@@ -119,6 +121,7 @@ class VariantExecutor:
             )
         finish = await asyncio.to_thread(self._make_finish, assignment, outcome)
         answer = await call_until_answered(self._collector, "finish", finish)
+        await self._engine.forget(assignment)
         if answer != "accepted":
             logger.warning("%s/%d: %s", assignment.execution_id, assignment.attempt, answer)
 
@@ -151,6 +154,16 @@ class VariantExecutor:
             await self._repeat(self._beat)
 
     async def _register(self) -> None:
+        if self._registration is None:
+            grade = await self._sandbox.find_grade()
+            started_at = psutil.Process().create_time()
+            self._registration = ev.ActorInitialized(
+                actor_id=self._identity.actor_id,
+                replica_id=self._identity.replica_id,
+                node_id=self._identity.node_id,
+                initialization_ms=round((time.time() - started_at) * 1000),
+                isolation=grade.describe(),
+            )
         await call(self._collector, "register", self._registration)
         self._registered.set()
 

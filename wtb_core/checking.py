@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from wtb_core.files.blobs import BlobStore
 from wtb_core.projects import Project, ProjectVersions, Registry
 from wtb_core.projects.langgraph_json import FILE_NAME as LANGGRAPH_JSON
 from wtb_core.sandbox.setup import ProjectSetup
+from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.supervisor import describe
 from wtb_core.submission import DEFAULT_ADMISSION, prepare
 
@@ -132,9 +134,11 @@ class _Check:
         self._file = file
         self._data = data
         self._blobs = BlobStore(data.blobs)
-        self._versions = ProjectVersions(self._blobs, data.bases)
+        self._sandbox = Sandbox(data.runs, hidden=data.hidden)
+        self._versions = ProjectVersions(self._blobs, data.bases, self._sandbox)
         patterns = [glob.escape(str(file))]
-        self._registry = Registry(file.parent, patterns, self._versions, describe)
+        look = partial(describe, self._sandbox)
+        self._registry = Registry(file.parent, patterns, self._versions, look)
 
     async def run(self, graph: str, given: Any, spec: dict[str, Any] | None) -> CheckReport:
         await self._registry.refresh()
@@ -210,7 +214,7 @@ class _Check:
         async def find_setup(_project: str, version: str) -> ProjectSetup:
             return await self._versions.prepare(version)
 
-        engine = Engine(self._data.runs, self._blobs, checkpoints, find_setup)
+        engine = Engine(self._data.runs, self._blobs, checkpoints, find_setup, self._sandbox)
         try:
             return await engine.execute(assignment)
         finally:

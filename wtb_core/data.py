@@ -46,6 +46,11 @@ class DataDir(NamedTuple):
         return self.cache / "runs"
 
     @property
+    def hidden(self) -> list[Path]:
+        """What user code must not see."""
+        return list(dict.fromkeys((self.path, self.blobs, self.cache)))
+
+    @property
     def checkpoints(self) -> Path:
         """The checkpoints of attempts on this node."""
         return self.cache / "checkpoints.db"

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,10 +28,10 @@ from rich.console import Console
 from wtb_core.clients import HttpClient
 from wtb_core.data import DataDir
 from wtb_core.display import clean
-from wtb_core.engine import ISOLATION
 from wtb_core.errors import InvalidRequest, Unavailable
 from wtb_core.files.blobs import BlobStore
 from wtb_core.projects import ProjectVersions, Registry
+from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.supervisor import describe
 from wtb_core.serving import ServeConfig, find_shadow, is_free, read_config
 
@@ -264,8 +265,9 @@ def check_projects(config: ServeConfig) -> Iterator[Finding]:
     """The projects that the service would find, described as it describes them."""
     with tempfile.TemporaryDirectory(prefix="wtb-doctor-") as folder:
         data = DataDir(Path(folder)).create()
-        versions = ProjectVersions(BlobStore(data.blobs), data.bases)
-        registry = Registry(config.root, config.patterns, versions, describe)
+        sandbox = Sandbox(data.runs, hidden=data.hidden)
+        versions = ProjectVersions(BlobStore(data.blobs), data.bases, sandbox)
+        registry = Registry(config.root, config.patterns, versions, partial(describe, sandbox))
         asyncio.run(registry.refresh())
         items = registry.summaries()
     if not items:

@@ -9,58 +9,48 @@ import json
 import logging
 import math
 import os
+import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from wtb_core import history
 from wtb_core.attempts import MAX_LOG_BYTES, Assignment, Evaluation, Failure, Outcome
 from wtb_core.checkpoint_store import CheckpointSession, CheckpointStore, Scope
-from wtb_core.errors import FenceError, WtbError
+from wtb_core.errors import FenceError, TrackingError, WtbError
+from wtb_core.files import commits
 from wtb_core.files.blobs import BlobStore
+from wtb_core.files.commits import BaseTree, Commit
+from wtb_core.files.layers import LayerCache
+from wtb_core.files.summaries import FileHistory
 from wtb_core.parameters import LOG_STREAMS
 from wtb_core.redaction import Redactor
-from wtb_core.sandbox import workspaces
+from wtb_core.sandbox import audit, workspaces
+from wtb_core.sandbox.audit import BaseGuard
 from wtb_core.sandbox.evaluating import evaluate
+from wtb_core.sandbox.ladder import Grade, Sandbox
+from wtb_core.sandbox.processes import Place, SandboxProcess
 from wtb_core.sandbox.runs import Ended, NodeLog, Run
 from wtb_core.sandbox.setup import ProjectSetup
 from wtb_core.sandbox.supervisor import Supervisor, describe_status, read_tail
 from wtb_core.sandbox.wire import Frame
+from wtb_core.sandbox.workspaces import Materials, Workspace
 
 MAX_ZYGOTES = 8
+ZYGOTE_IDLE_S = 600.0
+MAX_DISK_BYTES = 16 * 1024**3
+"""How much an attempt may have on disk: files it changed, its home and its temporary files."""
 
-ISOLATION: dict[str, Any] = {
-    "workspace": "C",
-    "confinement": "none",
-    "missed": [
-        {
-            "level": "A",
-            "step": "overlay",
-            "errno": None,
-            "meaning": "this version copies the workspace; no mount isolation",
-        },
-        {
-            "level": "B",
-            "step": "reflink",
-            "errno": None,
-            "meaning": "this version copies the workspace file by file",
-        },
-        {
-            "level": "A",
-            "step": "processes",
-            "errno": None,
-            "meaning": "limits.processes is not enforced without a namespace of its own",
-        },
-        {
-            "level": "A",
-            "step": "network",
-            "errno": None,
-            "meaning": "workspace.network: false is not enforced without a network namespace",
-        },
-    ],
-}
+_RETIRE_EVERY_S = 30.0
+_DISK_LOOK_S = 1.0
+_DISK_LOOK_SHARE = 0.02
+_MIN_FREE_BYTES = 256 * 1024**2
+_MEMORY_RESERVE_BYTES = 256 * 1024**2
+"""What the interpreter with the project takes, which limits.memory does not count."""
 
 _log = logging.getLogger(__name__)
 
@@ -74,17 +64,22 @@ class Engine:
         blobs: BlobStore,
         checkpoints: CheckpointStore,
         find_setup: Callable[[str, str], Awaitable[ProjectSetup]],
+        sandbox: Sandbox,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runs = runs.absolute()
+        self.sandbox = sandbox
+        self._layers_path = self.runs.parent / "layers"
+        self.layers = LayerCache(self._layers_path, blobs)
         self.blobs = blobs
         self.checkpoints = checkpoints
         self._find_setup = find_setup
         self.clock = clock
-        self._supervisors: dict[tuple[str, str], _Shared] = {}
+        self._supervisors: dict[tuple[str, str], Shared] = {}
         self._attempts: dict[tuple[str, int], asyncio.Task[Outcome]] = {}
         self._reasons: dict[tuple[str, int], str] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._retiring: asyncio.Task[None] | None = None
 
     async def execute(self, assignment: Assignment) -> Outcome:
         """The outcome of one attempt.
@@ -106,7 +101,7 @@ class Engine:
             if reason is None or (caller is not None and caller.cancelling()):
                 raise
             duration_ms = round((self.clock() - started_at) * 1000)
-            outcome = Outcome(status="cancelled", duration_ms=duration_ms, isolation=ISOLATION)
+            outcome = await attempt.stop(duration_ms)
             return outcome
         finally:
             del self._attempts[key]
@@ -123,6 +118,8 @@ class Engine:
 
     async def close(self) -> None:
         """Cancel what runs, end all processes, finish what was begun in the background."""
+        if self._retiring is not None:
+            self._retiring.cancel()
         running = list(self._attempts.values())
         for task in running:
             task.cancel()
@@ -133,21 +130,56 @@ class Engine:
         while self._background:
             await asyncio.gather(*self._background)
 
-    async def find_supervisor(self, project: str, version: str) -> "_Shared":
+    async def forget(self, assignment: Assignment) -> None:
+        """Delete the live checkpoints of attempts up to this one, whose end has been recorded.
+
+        Their history is a blob by then.
+        """
+        await self.checkpoints.forget(assignment.execution_id, assignment.attempt)
+
+    async def find_supervisor(self, project: str, version: str) -> "Shared":
         """The supervisor of a project's version; idle ones of others make room for it."""
         key = (project, version)
         if key not in self._supervisors:
             setup = await self._find_setup(project, version)
-            directory = self.runs.parent / "zygotes" / f"{os.getpid()}-{project}-{version[:16]}"
+            guard = await asyncio.to_thread(
+                BaseGuard, (setup.code, setup.packages, setup.workspace)
+            )
             if key not in self._supervisors:
-                self._supervisors[key] = _Shared(Supervisor(setup, directory))
+                self._supervisors[key] = self._share(setup, guard)
         shared = self._supervisors.pop(key)
         self._supervisors[key] = shared  # the most recently used is last
         shared.users += 1
         idle = [k for k, other in self._supervisors.items() if not other.users]
         for old in idle[: max(0, len(self._supervisors) - MAX_ZYGOTES)]:
-            self.start_background(self._supervisors.pop(old).supervisor.close())
+            self._retire(old)
+        if self._retiring is None:
+            self._retiring = asyncio.create_task(self._retire_idle())
         return shared
+
+    def drop(self, shared: "Shared") -> None:
+        """Use this supervisor no more: what executions share on its side has changed."""
+        for key in [key for key, other in self._supervisors.items() if other is shared]:
+            self._retire(key)
+
+    def _share(self, setup: ProjectSetup, guard: BaseGuard) -> "Shared":
+        name = f"{os.getpid()}-{setup.project}-{setup.version[:16]}-{secrets.token_hex(4)}"
+        directory = self.runs.parent / "zygotes" / name
+        places = (directory, self.runs, [self._layers_path])
+        supervisor = Supervisor(self.sandbox, setup, *places)
+        base = BaseTree(setup.version, setup.files)
+        materials = Materials(self.blobs, self.layers, base, setup.workspace)
+        return Shared(supervisor, materials, guard)
+
+    def _retire(self, key: tuple[str, str]) -> None:
+        self.start_background(self._supervisors.pop(key).supervisor.close())
+
+    async def _retire_idle(self) -> None:
+        while True:
+            await asyncio.sleep(_RETIRE_EVERY_S)
+            for key, shared in list(self._supervisors.items()):
+                if not shared.users and self.clock() - shared.used_at > ZYGOTE_IDLE_S:
+                    self._retire(key)
 
     def start_background(self, work: Awaitable[None]) -> None:
         """Do `work` beside the attempts; `close` waits for it."""
@@ -168,12 +200,15 @@ class Engine:
         return self.runs / assignment.execution_id / str(assignment.attempt)
 
 
-class _Shared:
-    """A supervisor and how many attempts use it."""
+class Shared:
+    """A supervisor, what its executions share, and how many use it."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, materials: Materials, guard: BaseGuard) -> None:
         self.supervisor = supervisor
+        self.materials = materials
+        self.guard = guard
         self.users = 0
+        self.used_at = 0.0
 
 
 class _Attempt:
@@ -189,6 +224,10 @@ class _Attempt:
         self.checkpoints: CheckpointSession | None = None
         self.redactor = Redactor({})
         self.output: str | None = None  # without secrets; the evaluators get it as it was
+        self.workspace: Workspace | None = None
+        self.history = FileHistory()
+        self.isolation: dict[str, Any] = {}
+        self.is_over_disk = False
 
     async def run(self) -> Outcome:
         started_at = self.engine.clock()
@@ -203,61 +242,147 @@ class _Attempt:
         outcome = self._outcome("failed", failure=failure, duration_ms=duration_ms)
         return self.redactor.outcome(outcome)
 
+    async def stop(self, duration_ms: int) -> Outcome:
+        """The outcome of an attempt that was cancelled; what it did until then is kept."""
+        kept: dict[str, Any] = {}
+        try:
+            if self.checkpoints is not None:
+                await self.checkpoints.settle()
+            kept = await self._keep()
+        except WtbError as error:
+            _log.warning("%s: nothing is kept: %s", self.assignment.execution_id, error)
+        outcome = self._outcome("cancelled", duration_ms=duration_ms, **kept)
+        return self.redactor.outcome(outcome)
+
     async def _run(self) -> Outcome:
         assignment = self.assignment
         shared = await self.engine.find_supervisor(assignment.project, assignment.project_version)
         try:
             supervisor = shared.supervisor
-            setup = supervisor.setup
-            self.redactor = Redactor(setup.secrets)
-            await finish_in_thread(self._make_directories, setup)
+            self.redactor = Redactor(supervisor.setup.secrets)
+            grade = await self.engine.sandbox.find_grade()
+            network = assignment.workspace.network
+            self.isolation = audit.report(grade, shared.guard, None, network=network)
             scope = Scope(assignment.execution_id, assignment.attempt)
             await self.engine.checkpoints.raise_fence(*scope)
-            self.checkpoints = self.engine.checkpoints.session(scope)
-            ended = await self._run_graph(supervisor)
+            below = await self._import_origin(scope)
+            self.workspace = Workspace(shared.materials, grade, self.directory)
+            await finish_in_thread(self._make_directories, self.workspace, below)
+            ended = await self._run_graph(supervisor, scope, below)
             outcome = await self._conclude(ended)
             if outcome.status == "succeeded" and assignment.evaluators:
                 evaluation = await self._evaluate(supervisor, outcome)
                 outcome = outcome.model_copy(update={"evaluation": evaluation})
-            return outcome
+            await self._look_at_base(shared, grade)
+            return outcome.model_copy(update={"isolation": self.isolation})
         finally:
             shared.users -= 1
+            shared.used_at = self.engine.clock()
 
-    def _make_directories(self, setup: ProjectSetup) -> None:
-        workspace = self.directory / "workspace"
+    async def _import_origin(self, scope: Scope) -> Commit | None:
+        """The files of a fork's checkpoint, after its history has become this attempt's."""
+        origin = self.assignment.origin
+        if origin is None:
+            return None
+        blobs = self.engine.blobs
+        past = await asyncio.to_thread(lambda: history.decode(blobs.get(origin.history)))
+        await self.engine.checkpoints.import_history(scope, past, origin.checkpoint_id)
+        return await asyncio.to_thread(lambda: commits.decode(blobs.get(origin.file_commit_id)))
+
+    async def _look_at_base(self, shared: Shared, grade: Grade) -> None:
+        look = partial(shared.guard.look, is_protected=grade.has_overlay or grade.in_slots)
+        try:
+            after = await asyncio.to_thread(look)
+        except OSError as error:
+            after = f"unreadable: {error}"
+        network = self.assignment.workspace.network
+        self.isolation = audit.report(grade, shared.guard, after, network=network)
+        if self.isolation["base"]["changed"]:
+            _log.error("%s: the base has changed", self.assignment.execution_id)
+            self.engine.drop(shared)
+
+    def _make_directories(self, workspace: Workspace, below: Commit | None) -> None:
         if self.directory.exists():  # the same attempt, begun by a process that died
             workspaces.remove_tree(self.directory)
-        workspaces.copy_tree(setup.workspace, workspace)
         for name in ("home", "tmp"):
-            (self.directory / name).mkdir()
-        workspaces.write_files(workspace, self.assignment.variant.files)
-        workspaces.write_files(workspace, self.assignment.case.get("files", {}))
+            (self.directory / name).mkdir(parents=True)
+        files = {**self.assignment.variant.files, **self.assignment.case.get("files", {})}
+        workspace.make(files, below)
 
-    async def _run_graph(self, supervisor: Supervisor) -> Ended:
-        process = await supervisor.launch()
-        self.start, self.start_reason = supervisor.start, supervisor.start_reason
+    async def _run_graph(self, supervisor: Supervisor, scope: Scope, below: Commit | None) -> Ended:
         assignment = self.assignment
+        workspace = self.workspace
+        assert workspace is not None
+        origin = assignment.origin
         job = {
-            **self._job(supervisor.setup),
             "execution_id": assignment.execution_id,
             "variant": assignment.variant.model_dump(mode="json"),
             "case": assignment.case,
             "workspace": str(self.directory / "workspace"),
             "output": assignment.limits.output,
+            "memory": assignment.limits.memory,
+            "origin": None if origin is None else {"state": origin.state},
         }
-        run = Run(process, self._handle, assignment.limits.timeout)
-        return await run.follow("run", job)
+        place = workspace.put_into(self._place())
+        launched = await supervisor.launch(place, job)
+        self.start, self.start_reason = supervisor.start, supervisor.start_reason
+        watching: asyncio.Task[None] | None = None
+        try:
+            await self._begin_history()
+            self.checkpoints = self.engine.checkpoints.session(
+                scope, self._track, self.history.start_id
+            )
+            run = Run(launched, self._handle, assignment.limits.timeout)
+            watching = asyncio.create_task(self._watch_disk(workspace, launched.process))
+            return await run.follow("run")
+        finally:
+            if watching is not None:
+                watching.cancel()
+            await launched.process.close()
 
-    def _job(self, setup: ProjectSetup, prefix: str = "") -> dict[str, Any]:
-        return {
-            "setup": setup.model_dump(mode="json"),
-            "home": str(self.directory / "home"),
-            "tmp": str(self.directory / "tmp"),
-            "stdout": str(self.directory / f"{prefix}stdout"),
-            "stderr": str(self.directory / f"{prefix}stderr"),
-            "file_size": self.assignment.limits.file_size,
-            "memory": self.assignment.limits.memory,
-        }
+    def _place(self, prefix: str = "") -> Place:
+        limits = self.assignment.limits
+        return Place(
+            home=self.directory / "home",
+            tmp=self.directory / "tmp",
+            stdout=self.directory / f"{prefix}stdout",
+            stderr=self.directory / f"{prefix}stderr",
+            network=self.assignment.workspace.network,
+            memory=limits.memory + _MEMORY_RESERVE_BYTES,
+            processes=limits.processes,
+            file_size=limits.file_size,
+            cpu_seconds=math.ceil(limits.timeout) * (os.cpu_count() or 1) + 60,
+        )
+
+    async def _begin_history(self) -> None:
+        """Commit the files that user code finds."""
+        await self._track(None)
+
+    async def _track(self, checkpoint_id: str | None) -> str | None:
+        """Commit the files; None when that fails, which the history says."""
+        assert self.workspace is not None
+        try:
+            commit = await finish_in_thread(self.workspace.track)
+        except TrackingError as error:
+            self.history.fail(checkpoint_id, error)
+            return None
+        self.history.add(checkpoint_id, commit)
+        return commit.id
+
+    async def _watch_disk(self, workspace: Workspace, process: SandboxProcess) -> None:
+        """Kill the attempt when it fills the disk."""
+        pause_s = _DISK_LOOK_S
+        while True:
+            await asyncio.sleep(pause_s)
+            started_at = self.engine.clock()
+            used = await asyncio.to_thread(workspace.count_bytes)
+            room = os.statvfs(self.directory)
+            free = room.f_bavail * room.f_frsize
+            if used > MAX_DISK_BYTES or (free < _MIN_FREE_BYTES < used):
+                self.is_over_disk = True
+                await process.kill()
+                return
+            pause_s = max(_DISK_LOOK_S, (self.engine.clock() - started_at) / _DISK_LOOK_SHARE)
 
     async def _handle(self, header: dict[str, Any], blobs: list[bytes]) -> Frame | None:
         if self.nodes.take(header) or self.checkpoints is None:
@@ -271,7 +396,6 @@ class _Attempt:
         output = None
         if failure is None:
             output, failure = await self._check_output(ended.output)
-        logs = await finish_in_thread(self._store_logs)
         return self._outcome(
             "failed" if failure else "succeeded",
             failure=failure,
@@ -279,12 +403,41 @@ class _Attempt:
             duration_ms=ended.duration_ms,
             cpu_ms=ended.exit.cpu_ms,
             peak_rss_bytes=ended.exit.peak_rss_bytes,
-            **logs,
+            **await self._keep(),
             usage=_read_usage(ended.result),
         )
 
+    async def _keep(self) -> dict[str, Any]:
+        """What is stored of an attempt whose processes are dead: logs, files, history."""
+        logs = await finish_in_thread(self._store_logs)
+        if self.workspace is None or self.checkpoints is None:
+            return logs
+        await self._track(None)
+        scope = Scope(self.assignment.execution_id, self.assignment.attempt)
+        past = await self.engine.checkpoints.export(scope)
+        try:
+            kept = await finish_in_thread(self._store_history, self.workspace, past)
+        except OSError as error:
+            message = f"the commits cannot be made durable: {error.strerror}"
+            self.history.fail(None, TrackingError([], message))
+            kept = {}
+        return {**logs, **kept, "tracking_failures": self.history.failures}
+
+    def _store_history(self, workspace: Workspace, past: history.History) -> dict[str, Any]:
+        workspace.sync()
+        files = self.history.summarise(self.engine.blobs, workspace.base)
+        digest = self.engine.blobs.put(history.encode(past))
+        return {"history": digest, "start_commit_id": self.history.start_id, "files": files}
+
     def _find_failure(self, ended: Ended) -> Failure | None:
         node = self.nodes.find_running()
+        if ended.exit.over is not None:
+            limit = self.assignment.limits.memory
+            reason = f"its processes together use more than limits.memory of {limit} bytes"
+            return Failure(kind="out_of_memory", reason=reason, node=node)
+        if self.is_over_disk:
+            reason = "it fills the disk and was killed; what it wrote is being removed"
+            return Failure(kind="crash", reason=reason, node=node)
         if ended.result is not None:
             try:
                 found = ended.result["failure"]
@@ -350,16 +503,18 @@ class _Attempt:
                 "config": assignment.variant.config,
             },
         }
-        job = {
-            **self._job(supervisor.setup, prefix="evaluators."),
-            "arguments": json.dumps(arguments),
-        }
+        job = {"arguments": json.dumps(arguments), "memory": assignment.limits.memory}
+        workspace = self.workspace
+        assert workspace is not None
+        place = self._place("evaluators.")
+        limit_s = assignment.limits.evaluator_timeout
+        place = place._replace(cpu_seconds=math.ceil(limit_s) * (os.cpu_count() or 1) + 60)
         return await evaluate(
             supervisor,
             job,
             assignment.evaluators,
-            assignment.limits.evaluator_timeout,
-            self.directory,
+            limit_s,
+            lambda name: workspace.view(name, place),
         )
 
     def _outcome(
@@ -372,7 +527,7 @@ class _Attempt:
             nodes=self.nodes.runs,
             start=self.start,
             start_reason=self.start_reason,
-            isolation=ISOLATION,
+            isolation=self.isolation,
             **fields,
         )
 
@@ -397,7 +552,7 @@ def _remove_attempt(directory: Path, *, keep_workspace: bool) -> None:
     """A rest that cannot be removed costs space and harms nothing else."""
     try:
         for entry in directory.iterdir() if directory.is_dir() else ():
-            if not (keep_workspace and entry.name == "workspace"):
+            if not (keep_workspace and entry.name in {"workspace", "upper"}):
                 workspaces.remove_tree(entry)
         for emptied in (directory, directory.parent):
             if emptied.is_dir() and not any(emptied.iterdir()):

@@ -7,6 +7,7 @@ used by one runner at a time; a runner that starts finds the attempts of a dead 
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from wtb_core.parameters import (
 )
 from wtb_core.projects import ProjectVersions, Registry
 from wtb_core.report import BatchFold
+from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.supervisor import describe
 from wtb_core.states import TERMINAL_BATCH
 from wtb_core.store import acceptance, claims, endings, reuse, views
@@ -62,9 +64,12 @@ class BatchTestRunner:
         self._news = threading.Condition()
         self._blobs = BlobStore(data.blobs)
         self._checkpoints = CheckpointStore(data.checkpoints)
-        self._versions = ProjectVersions(self._blobs, data.bases)
-        self._runner = Engine(data.runs, self._blobs, self._checkpoints, self._find_setup)
-        self._registry = Registry(root, projects, self._versions, describe)
+        sandbox = Sandbox(data.runs, hidden=data.hidden)
+        self._versions = ProjectVersions(self._blobs, data.bases, sandbox)
+        self._runner = Engine(
+            data.runs, self._blobs, self._checkpoints, self._find_setup, sandbox
+        )
+        self._registry = Registry(root, projects, self._versions, partial(describe, sandbox))
         self._writer = Writer(self._engine, self._ledger, self._announce)
 
     async def submit(self, spec: object, idempotency_key: str | None = None) -> Receipt:
@@ -250,6 +255,7 @@ class BatchTestRunner:
             output_bytes=size,
         )
         await self._writer.write(lambda c: endings.finish(self._ledger, c, finish))
+        await self._runner.forget(assignment)
 
     async def _watch_for_cancel(self, assignment: Assignment) -> None:
         while True:

@@ -31,9 +31,10 @@ from wtb_core.projects.sources import (
 )
 from wtb_core.sandbox import workspaces
 from wtb_core.sandbox.building import build_workspace
+from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.setup import ProjectSetup
 
-Build = Callable[[ProjectSetup, str, Path, Path], Awaitable[str | None]]
+Build = Callable[[Sandbox, ProjectSetup, str, Path, Path], Awaitable[str | None]]
 
 
 class Ingested(BaseModel):
@@ -52,12 +53,20 @@ class Ingested(BaseModel):
 class ProjectVersions:
     """Versions on this node: ingested from directories, materialised from blobs.
 
-    `build` is `sandbox.building.build_workspace`, or what a test has in its place.
+    `build` is `sandbox.building.build_workspace`, or what a test has in its place; it runs in
+    `sandbox`.
     """
 
-    def __init__(self, blobs: BlobStore, bases: Path, build: Build = build_workspace) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        bases: Path,
+        sandbox: Sandbox | None = None,
+        build: Build = build_workspace,
+    ) -> None:
         self._blobs = blobs
         self._bases = bases
+        self._sandbox = sandbox or Sandbox(bases, hidden=[blobs.root])
         self._build = build
         self._interpreters = Interpreters()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -141,12 +150,12 @@ class ProjectVersions:
         self._bases.mkdir(parents=True, exist_ok=True)
         directory = Path(await asyncio.to_thread(tempfile.mkdtemp, "", "build-", self._bases))
         try:
-            base, workspace = directory / "base", directory / "workspace"
+            base, workspace = directory / "base", directory / "room" / "workspace"
             await asyncio.to_thread(self._fill, ingested, base)
             setup = _make_setup(ingested, base, "building")
             await asyncio.to_thread(workspaces.copy_tree, setup.workspace, workspace)
             reference = ingested.definition.build or ""
-            problem = await self._build(setup, reference, workspace, directory / "process")
+            problem = await self._build(self._sandbox, setup, reference, workspace, directory / "process")
             if problem is not None:
                 return problem
             return await asyncio.to_thread(self._scan_built, workspace)
@@ -213,6 +222,7 @@ def _make_setup(ingested: Ingested, base: Path, version: str) -> ProjectSetup:
         evaluators=definition.evaluators,
         environment=variables.values,
         secrets=variables.secrets,
+        files=ingested.workspace,
         python=find_python(definition, Path(ingested.directory)),
         start=definition.start,
     )

@@ -1,12 +1,14 @@
 """Runs a project's build in processes of its own: a function that fills the base workspace."""
 
+import asyncio
 from pathlib import Path
 
 from wtb_core.errors import SetupError, WireError
 from wtb_core.redaction import Redactor
+from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.runs import Ended, Run
 from wtb_core.sandbox.setup import ProjectSetup
-from wtb_core.sandbox.supervisor import Supervisor, describe_status, read_tail
+from wtb_core.sandbox.supervisor import Supervisor, describe_status, make_place, read_tail
 from wtb_core.sandbox.wire import Frame
 
 BUILD_TIMEOUT_S = 600.0
@@ -14,6 +16,7 @@ BUILD_FILE_BYTES = 1024**3
 
 
 async def build_workspace(
+    sandbox: Sandbox,
     setup: ProjectSetup,
     reference: str,
     workspace: Path,
@@ -23,27 +26,23 @@ async def build_workspace(
     """Call the function `reference` with `workspace`; what is wrong, None when it went well.
 
     Args:
+        sandbox: how its process is confined.
         setup: the project; only the build's own module is imported.
         reference: the function, which takes one path.
-        workspace: an existing directory, the function's argument and working directory.
+        workspace: an existing directory with nothing beside it, the function's argument and
+            working directory.
         directory: a new directory, private to the process.
         timeout_s: how long the import and the function may take.
     """
     bare = setup.model_copy(update={"graphs": {}, "nodes": {}, "evaluators": {}, "start": "fresh"})
-    supervisor = Supervisor(bare, directory)
+    supervisor = Supervisor(sandbox, bare, directory, workspace.parent)
     output = directory / "output"
-    job = {
-        "setup": bare.model_dump(mode="json"),
-        "home": str(directory / "home"),
-        "tmp": str(directory / "tmp"),
-        "stdout": str(output),
-        "stderr": str(output),
-        "file_size": BUILD_FILE_BYTES,
-        "workspace": str(workspace),
-        "reference": reference,
-    }
     try:
-        ended = await Run(await supervisor.launch(), _refuse, timeout_s).follow("build", job)
+        place = await asyncio.to_thread(make_place, workspace.parent, output)
+        place = place._replace(workspace=workspace, file_size=BUILD_FILE_BYTES)
+        job = {"workspace": str(workspace), "reference": reference}
+        launched = await supervisor.launch(place, job)
+        ended = await Run(launched, _refuse, timeout_s).follow("build")
         problem = _explain(ended, timeout_s, read_tail(output) or read_tail(supervisor.log))
     except SetupError as error:
         problem = error.message

@@ -60,7 +60,7 @@ def main(sock: socket.socket, project: LoadedProject | None) -> NoReturn:
         case "run":
             _run(job, project, session)
         case "evaluate":
-            os.chdir(job["directory"])
+            os.chdir(job["tmp"])
             _limit_memory(job["memory"])
             session.post({"op": "started"})
             scoring.evaluate(job, project, session)

@@ -5,15 +5,16 @@ their scores, it gets null and a message, and the rest run in another process.
 """
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from wtb_core.attempts import Evaluation
 from wtb_core.errors import SetupError, WireError
-from wtb_core.sandbox import workspaces
 from wtb_core.sandbox.runs import Ended, Run
 from wtb_core.sandbox.supervisor import Supervisor, describe_status, read_tail
 from wtb_core.sandbox.wire import Frame
+from wtb_core.sandbox.workspaces import View
 
 
 async def evaluate(
@@ -21,22 +22,23 @@ async def evaluate(
     job: dict[str, Any],
     names: list[str],
     timeout_s: float,
-    directory: Path,
+    views: Callable[[str], View],
 ) -> Evaluation:
-    """The scores of the evaluators `names`, in a throwaway copy of `directory/workspace`."""
+    """The scores of the evaluators `names`, each process with a view of the workspace of its own.
+
+    `views` makes one by its name.
+    """
     scores = _Scores()
     rest = list(names)
     for turn in range(len(names)):
         if not rest:
             break
-        place = directory / f"evaluation-{turn}"
         scores.begin()
         try:
-            await asyncio.to_thread(place.mkdir)
-            process = await supervisor.launch()
-            handler = _Handler(scores, directory / "workspace", place / "workspace")
-            turn_job = {**job, "evaluators": rest, "directory": str(place)}
-            ended = await Run(process, handler.handle, timeout_s).follow("evaluate", turn_job)
+            view = await asyncio.to_thread(views, f"evaluation-{turn}")
+            launched = await supervisor.launch(view.place, {**job, "evaluators": rest})
+            handler = _Handler(scores, view)
+            ended = await Run(launched, handler.handle, timeout_s).follow("evaluate")
         except (SetupError, OSError) as error:
             for name in rest:
                 scores.fail(name, str(error))
@@ -44,12 +46,14 @@ async def evaluate(
         rest = [name for name in rest if name not in scores.done]
         if rest:
             failed = next((name for name in rest if name == scores.current), rest[0])
-            scores.fail(failed, _explain(ended, timeout_s, read_tail(Path(job["stderr"]))))
+            scores.fail(failed, _explain(ended, timeout_s, read_tail(view.place.stderr)))
             rest.remove(failed)
     return Evaluation(scores=scores.scores, comments=scores.comments, errors=scores.errors)
 
 
 def _explain(ended: Ended, timeout_s: float, stderr: str) -> str:
+    if ended.exit.over is not None:
+        return "the memory of limits.memory is used up by its processes together"
     if ended.timed_out:
         return f"it did not end within limits.evaluator_timeout of {timeout_s:g} s"
     if ended.broken is not None:
@@ -92,12 +96,12 @@ class _Scores:
 
 
 class _Handler:
-    """Answers one process of evaluators; copies the workspace when the first one asks for it."""
+    """Answers one process of evaluators; makes the view when the first one asks for it."""
 
-    def __init__(self, scores: _Scores, workspace: Path, copy: Path) -> None:
+    def __init__(self, scores: _Scores, view: View) -> None:
         self._scores = scores
-        self._workspace = workspace
-        self._copy = copy
+        self._view = view
+        self._path: Path | None = None
 
     async def handle(self, header: dict[str, Any], _blobs: list[bytes]) -> Frame | None:
         match header.get("op"):
@@ -106,9 +110,9 @@ class _Handler:
             case "score":
                 self._scores.take(header)
             case "workspace":
-                if not await asyncio.to_thread(self._copy.exists):
-                    await asyncio.to_thread(workspaces.copy_tree, self._workspace, self._copy)
-                return {"path": str(self._copy)}, []
+                if self._path is None:
+                    self._path = await asyncio.to_thread(self._view.fill)
+                return {"path": str(self._path)}, []
             case operation:
                 raise WireError(f"{operation!r} is no request of an evaluator")
         return None

@@ -372,7 +372,9 @@ async def _enter(
         "home": own,
         "landlock": confinement.landlock,
     }
-    await asyncio.to_thread(_make_directories, directory / "root")
+    await asyncio.to_thread(
+        _make_directories, directory / "root", layout.scratch, *layout.layers
+    )
     try:
         async with asyncio.timeout(ENTER_TIMEOUT_S):
             await control.send(header)
@@ -405,7 +407,7 @@ def make_request(place: Place, scratch: Path) -> Request:
         source = str(place.workspace) if place.overlay is None else place.overlay
         mounts.append({"source": source, "targets": [str(path) for path in targets]})
     own = [str(place.home), str(place.tmp)]
-    mounts += [{"source": path, "targets": [path]} for path in own]
+    mounts += [Mount(source=path, targets=[path]) for path in own]
     is_root = os.geteuid() == 0
     return {
         "tmp": str(place.tmp),

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from wtb_core.attempts import NodeRun
 from wtb_core.errors import SetupError, ThreadRefused, WireError
-from wtb_core.sandbox.supervisor import START_TIMEOUT_S, Exit, SandboxProcess
+from wtb_core.sandbox.processes import Exit
+from wtb_core.sandbox.supervisor import START_TIMEOUT_S, Launched
 from wtb_core.sandbox.wire import Frame
 
 MAX_NODE_RUNS = 10_000
@@ -38,14 +39,14 @@ class Ended(NamedTuple):
 class Run:
     """Sends a job, answers requests with `handler`, and keeps the time."""
 
-    def __init__(self, process: SandboxProcess, handler: Handler, timeout_s: float) -> None:
-        self._process = process
+    def __init__(self, launched: Launched, handler: Handler, timeout_s: float) -> None:
+        self._process, self._job = launched
         self._handler = handler
         self._timeout_s = timeout_s
         self._started_at: float | None = None
         self._blocked_s = 0.0
 
-    async def follow(self, operation: str, job: dict[str, Any]) -> Ended:
+    async def follow(self, operation: str) -> Ended:
         """The process's end; nothing of it is alive when this returns or raises."""
         result: tuple[dict[str, Any], bytes] | None = None
         timed_out = False
@@ -53,7 +54,7 @@ class Run:
         try:
             try:
                 async with asyncio.timeout(START_TIMEOUT_S) as deadline:
-                    result = await self._converse(operation, job, deadline)
+                    result = await self._converse(operation, deadline)
             except TimeoutError:
                 timed_out = True
             except WireError as error:
@@ -67,10 +68,10 @@ class Run:
             await self._process.close()
 
     async def _converse(
-        self, operation: str, job: dict[str, Any], deadline: asyncio.Timeout
+        self, operation: str, deadline: asyncio.Timeout
     ) -> tuple[dict[str, Any], bytes] | None:
         try:
-            await self._process.session.send({"op": operation}, json.dumps(job).encode())
+            await self._process.session.send({"op": operation}, json.dumps(self._job).encode())
             return await self._serve(deadline)
         except (EOFError, OSError):
             # The process has ended or has closed its session and runs on, on its own time.

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wtb_core.files.manifests import Manifest
+
 
 class ProjectSetup(BaseModel):
     """One version of a project, materialised on this node.
@@ -13,6 +15,7 @@ class ProjectSetup(BaseModel):
     the project was ingested from. References are `module:attr` or `./file.py:attr`, relative to
     `code`. `environment` is the complete environment of user code, apart from HOME and TMPDIR,
     which each attempt gets of its own; `secrets` are those of its values that must not be shown.
+    `files` lists what is in `workspace`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,5 +31,6 @@ class ProjectSetup(BaseModel):
     evaluators: dict[str, str] = {}
     environment: dict[str, str] = {}
     secrets: dict[str, str] = Field(default={}, exclude=True, repr=False)
+    files: Manifest | None = Field(default=None, exclude=True, repr=False)
     python: str
     start: Literal["fork", "fresh"] = "fork"

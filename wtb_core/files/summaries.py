@@ -1,0 +1,69 @@
+"""What an attempt's commits come to: which files it changed, and where that could not be found."""
+
+from typing import Final
+
+from wtb_core.attempts import TrackedFiles, TrackingFailure
+from wtb_core.errors import TrackingError
+from wtb_core.files.blobs import BlobStore
+from wtb_core.files.commits import BaseTree, Commit
+from wtb_core.files.diffs import compare
+
+MAX_SHOWN_PATHS: Final = 200
+MAX_FAILURES: Final = 100
+
+
+class FileHistory:
+    """The commits of one attempt in their order, the first being what user code found."""
+
+    def __init__(self) -> None:
+        self.failures: list[TrackingFailure] = []
+        self._start: Commit | None = None
+        self._last: Commit | None = None
+        self._checkpoint_id: str | None = None
+
+    @property
+    def start_id(self) -> str | None:
+        """The commit that user code found."""
+        return None if self._start is None else self._start.id
+
+    def add(self, checkpoint_id: str | None, commit: Commit) -> None:
+        """A commit was made, at a checkpoint, or at the beginning or the end."""
+        if self._start is None:
+            self._start = commit
+        if self._last is None or commit.id != self._last.id:
+            self._checkpoint_id = None
+        self._checkpoint_id = checkpoint_id or self._checkpoint_id
+        self._last = commit
+
+    def fail(self, checkpoint_id: str | None, error: TrackingError) -> None:
+        """A commit could not be made."""
+        if len(self.failures) < MAX_FAILURES:
+            self.failures.append(
+                TrackingFailure(
+                    checkpoint_id=checkpoint_id,
+                    failed_files=[show(path) for path in error.failed_files],
+                    error_message=error.message,
+                )
+            )
+
+    def summarise(self, blobs: BlobStore, base: BaseTree) -> TrackedFiles | None:
+        """The last commit against the first; None when there is none, or the last one failed."""
+        ended_badly = bool(self.failures) and self.failures[-1].checkpoint_id is None
+        if self._start is None or self._last is None or ended_badly:
+            return None
+        changes = [] if self._last is self._start else compare(self._start, self._last, base, blobs)
+        kinds = [change.change for change in changes]
+        return TrackedFiles(
+            file_commit_id=self._last.id,
+            checkpoint_id=self._checkpoint_id,
+            created=kinds.count("created"),
+            modified=kinds.count("modified"),
+            deleted=kinds.count("deleted"),
+            size_bytes=sum(change.size_after or 0 for change in changes),
+            paths=[show(change.path) for change in changes[:MAX_SHOWN_PATHS]],
+        )
+
+
+def show(path: str) -> str:
+    r"""A path as text that has a JSON form: bytes that are no UTF-8 as `\xNN`."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")

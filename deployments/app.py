@@ -3,7 +3,7 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
@@ -21,6 +21,7 @@ from deployments.event_collector import EventCollector
 from deployments.pool_policy import PoolLimits
 from deployments.variant_executor import VariantExecutor
 from wtb_core.data import DataDir
+from wtb_core.sandbox.ladder import Isolation
 from wtb_core.tokens import resolve_tokens
 
 logger = logging.getLogger("ray.serve")
@@ -47,13 +48,19 @@ class _Args(BaseModel):
 
 
 class ExecutorArgs(_Args):
-    """The executor pool. `slots` executions run at once in a replica."""
+    """The executor pool. `slots` executions run at once in a replica.
+
+    `isolation` says how workspaces are made, `auto` the best that the machine can; with `require` a
+    replica that reaches less does not start.
+    """
 
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(default=2, ge=1)
     slots: int = Field(default=4, ge=1)
     max_queued: int = Field(default=16, ge=1)
     num_cpus: float = Field(default=0.5, ge=0)
+    isolation: Isolation = "auto"
+    require: Literal["A", "B"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ExecutorArgs":
@@ -144,7 +151,7 @@ def build_app(args: AppArgs) -> Application:
         ray_actor_options={"num_cpus": pool.num_cpus},
         graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT_S,
         **shared,
-    ).bind(collector, data)
+    ).bind(collector, data, pool.isolation, pool.require)
     ingress = deployment(
         serve.ingress()(HttpIngress),
         name="BatchIngress",

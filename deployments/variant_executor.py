@@ -83,6 +83,10 @@ class VariantExecutor:
         self._registered = asyncio.Event()
         self._beating = asyncio.create_task(self._beat_forever())
 
+    async def check_health(self) -> None:
+        """Called by Serve: a replica below the level that is required never becomes ready."""
+        await self._sandbox.find_grade()
+
     async def run(self, permit_id: str) -> bool:
         """Fill one slot: claim an execution, run it, report its end. False when none was ready.
 

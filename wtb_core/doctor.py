@@ -72,13 +72,13 @@ class Finding(NamedTuple):
 def diagnose(config: Path | None, data_dir: str | None, url: str) -> list[Finding]:
     """All checks, for a service of `config` (see `serving.read_config`) or the one at `url`."""
     findings = [*check_system(), *check_versions(), *check_limits(), *check_shared_memory()]
-    findings += check_isolation()
     try:
         chosen = read_config(config)
     except InvalidRequest as error:
         return [*findings, Finding("config", "problem", str(error))]
     if data_dir is not None:
         chosen = chosen.change(data_dir=data_dir)
+    findings += check_isolation(probe_isolation(chosen.data_dir.absolute()))
     findings += check_config(chosen)
     findings += check_data_dir(chosen.data_dir)
     findings += check_port(chosen)
@@ -167,7 +167,14 @@ def check_shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Finding]:  # 
         yield Finding("shared memory", "warning", message)
 
 
-def check_isolation(isolation: dict[str, Any] = ISOLATION) -> Iterator[Finding]:
+def probe_isolation(place: Path) -> dict[str, Any]:
+    """What executions whose files lie below `place` would be isolated by, found by trying."""
+    directory = next(path for path in (place, *place.parents) if os.access(path, os.W_OK))
+    with tempfile.TemporaryDirectory(prefix=".wtb-doctor-", dir=directory) as folder:
+        return asyncio.run(Sandbox(Path(folder)).find_grade()).describe()
+
+
+def check_isolation(isolation: dict[str, Any]) -> Iterator[Finding]:
     """How far executions are kept apart, and what is missed."""
     level, confinement = isolation["workspace"], isolation["confinement"]
     text = f"workspaces at level {level}, confinement {confinement}"

@@ -14,6 +14,8 @@ from wtb_core.attempts import Assignment
 from wtb_core.checkpoint_store import CheckpointStore
 from wtb_core.engine import Engine
 from wtb_core.files.blobs import BlobStore
+from wtb_core.files.manifests import scan
+from wtb_core.sandbox.ladder import Isolation, Sandbox
 from wtb_core.sandbox.setup import ProjectSetup
 from wtb_core.specs import Limits, Variant, Workspace
 
@@ -23,12 +25,13 @@ PROJECTS = Path(__file__).parents[1] / "projects"
 class Bench:
     """Runs single executions of the projects beside the tests."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, isolation: Isolation = "auto") -> None:
         self.root = root
         self.setups: dict[str, ProjectSetup] = {}
         self.blobs = BlobStore(root / "blobs")
         self.store = CheckpointStore(root / "checkpoints.db")
-        self.engine = Engine(root / "runs", self.blobs, self.store, self.find_setup)
+        self.sandbox = Sandbox(root / "runs", hidden=[root], isolation=isolation)
+        self.engine = Engine(root / "runs", self.blobs, self.store, self.find_setup, self.sandbox)
         self.loop = uvloop.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
@@ -39,11 +42,14 @@ class Bench:
 
     def add(self, name: str, directory: str, graphs: dict[str, str], **fields) -> ProjectSetup:
         fields.setdefault("python", sys.executable)
+        workspace = fields.pop("workspace", None)
+        files = None if workspace is None else scan(workspace, self.blobs, lambda _: False)
         self.setups[name] = ProjectSetup(
             project=name,
             version="v1",
             code=PROJECTS / directory,
-            workspace=fields.pop("workspace", None),
+            workspace=workspace,
+            files=files,
             graphs=graphs,
             **fields,
         )

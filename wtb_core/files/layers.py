@@ -4,6 +4,7 @@ A layer's files are hard links to blobs where that is possible. An overlay never
 layer, and nothing else may. Layers are not synced, so none outlives the boot it was made in.
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -33,7 +34,8 @@ class LayerCache:
         boot = _BOOT_ID.read_text("ascii").strip()
         for stale in root.glob("boot-*"):
             if stale.name != f"boot-{boot}":
-                _remove(stale)
+                with contextlib.suppress(FileNotFoundError):  # another process removes it too
+                    _remove(stale)
         self._layers = root / f"boot-{boot}" / "layers"
         self._pool = root / f"boot-{boot}" / "pool"
         self._blobs = blobs

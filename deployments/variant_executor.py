@@ -71,9 +71,7 @@ class VariantExecutor:
         self._identity = identify()
         self._blobs = BlobStore(data.blobs)
         self._checkpoints = CheckpointStore(data.checkpoints)
-        self._sandbox = Sandbox(
-            data.runs, hidden=data.hidden, isolation=isolation, require=require
-        )
+        self._sandbox = Sandbox(data.runs, hidden=data.hidden, isolation=isolation, require=require)
         self._versions = ProjectVersions(self._blobs, data.bases, self._sandbox)
         self._engine = Engine(
             data.runs, self._blobs, self._checkpoints, self._find_setup, self._sandbox

@@ -27,8 +27,8 @@ from wtb_core.errors import InvalidSpec
 from wtb_core.files.blobs import BlobStore
 from wtb_core.projects import Project, ProjectVersions, Registry
 from wtb_core.projects.langgraph_json import FILE_NAME as LANGGRAPH_JSON
-from wtb_core.sandbox.setup import ProjectSetup
 from wtb_core.sandbox.ladder import Sandbox
+from wtb_core.sandbox.setup import ProjectSetup
 from wtb_core.sandbox.supervisor import describe
 from wtb_core.submission import DEFAULT_ADMISSION, prepare
 

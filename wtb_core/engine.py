@@ -29,7 +29,7 @@ from wtb_core.files.layers import LayerCache
 from wtb_core.files.summaries import FileHistory
 from wtb_core.parameters import LOG_STREAMS
 from wtb_core.redaction import Redactor
-from wtb_core.sandbox import audit, workspaces
+from wtb_core.sandbox import audit, leftovers
 from wtb_core.sandbox.audit import BaseGuard
 from wtb_core.sandbox.evaluating import evaluate
 from wtb_core.sandbox.ladder import Grade, Sandbox
@@ -303,7 +303,7 @@ class _Attempt:
 
     def _make_directories(self, workspace: Workspace, below: Commit | None) -> None:
         if self.directory.exists():  # the same attempt, begun by a process that died
-            workspaces.remove_tree(self.directory)
+            leftovers.remove_tree(self.directory)
         for name in ("home", "tmp"):
             (self.directory / name).mkdir(parents=True)
         files = {**self.assignment.variant.files, **self.assignment.case.get("files", {})}
@@ -479,7 +479,7 @@ class _Attempt:
         digests: dict[str, str | None] = {}
         cut: list[str] = []
         for name in LOG_STREAMS:
-            head = workspaces.read_head(self.directory / name, MAX_LOG_BYTES, self.redactor)
+            head = leftovers.read_head(self.directory / name, MAX_LOG_BYTES, self.redactor)
             digests[name] = None if head is None else self.engine.blobs.put(head.data)
             if head is not None and head.is_cut:
                 cut.append(name)
@@ -549,11 +549,18 @@ def _read_usage(result: dict[str, Any] | None) -> dict[str, dict[str, float]]:
 
 
 def _remove_attempt(directory: Path, *, keep_workspace: bool) -> None:
-    """A rest that cannot be removed costs space and harms nothing else."""
+    """Of an overlay, `workspace` keeps what was changed.
+
+    A rest that cannot be removed costs space and harms nothing else.
+    """
+    changed, workspace = directory / "upper", directory / "workspace"
     try:
+        if keep_workspace and changed.is_dir():
+            workspace.rmdir()
+            changed.rename(workspace)
         for entry in directory.iterdir() if directory.is_dir() else ():
-            if not (keep_workspace and entry.name in {"workspace", "upper"}):
-                workspaces.remove_tree(entry)
+            if not (keep_workspace and entry == workspace):
+                leftovers.remove_tree(entry)
         for emptied in (directory, directory.parent):
             if emptied.is_dir() and not any(emptied.iterdir()):
                 emptied.rmdir()

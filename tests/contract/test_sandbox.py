@@ -20,7 +20,7 @@ from sandbox_bench import PROJECTS, Bench, find_processes_of, is_alive, wait_unt
 from wtb_core.errors import SetupError
 from wtb_core.sandbox.rendering import render
 from wtb_core.sandbox.supervisor import describe
-from wtb_core.sandbox.workspaces import write_files
+from wtb_core.sandbox.writing import write_files
 
 ROOT = Path(__file__).parents[2]
 

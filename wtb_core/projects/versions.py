@@ -30,7 +30,7 @@ from wtb_core.projects.sources import (
     skip_in_package,
     stamp_tree,
 )
-from wtb_core.sandbox import workspaces
+from wtb_core.sandbox import leftovers
 from wtb_core.sandbox.building import build_workspace
 from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.setup import ProjectSetup
@@ -156,12 +156,14 @@ class ProjectVersions:
             setup = _make_setup(ingested, base, "building")
             await asyncio.to_thread(copy_tree, setup.workspace, workspace, reflink=False)
             reference = ingested.definition.build or ""
-            problem = await self._build(self._sandbox, setup, reference, workspace, directory / "process")
+            problem = await self._build(
+                self._sandbox, setup, reference, workspace, directory / "process"
+            )
             if problem is not None:
                 return problem
             return await asyncio.to_thread(self._scan_built, workspace)
         finally:
-            await asyncio.to_thread(workspaces.remove_tree, directory)
+            await asyncio.to_thread(leftovers.remove_tree, directory)
 
     def _scan_built(self, workspace: Path) -> Manifest | str:
         try:

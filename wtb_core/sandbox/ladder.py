@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict
 from wtb_core.errors import SetupError, WireError
 from wtb_core.files.copying import can_reflink
 from wtb_core.sandbox import kernel, probing
+from wtb_core.sandbox.leftovers import remove_tree
 from wtb_core.sandbox.processes import Confinement, Layout, Place, start_nursery
 from wtb_core.sandbox.slots import can_limit_root
-from wtb_core.sandbox.workspaces import remove_tree
 
 Isolation = Literal["auto", "overlay", "reflink", "copy"]
 Workspace = Literal["A", "A'", "B", "C"]

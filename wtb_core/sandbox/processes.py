@@ -372,9 +372,7 @@ async def _enter(
         "home": own,
         "landlock": confinement.landlock,
     }
-    await asyncio.to_thread(
-        _make_directories, directory / "root", layout.scratch, *layout.layers
-    )
+    await asyncio.to_thread(_make_directories, directory / "root", layout.scratch, *layout.layers)
     try:
         async with asyncio.timeout(ENTER_TIMEOUT_S):
             await control.send(header)

@@ -5,8 +5,6 @@ copy. What it changed is found from outside either way.
 """
 
 import os
-import shutil
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +15,6 @@ from wtb_core.files.commits import BaseTree, Commit, encode
 from wtb_core.files.copying import copy_tree
 from wtb_core.files.layers import LayerCache, restore
 from wtb_core.files.tracking import OverlayTracker, Tracker, TreeTracker
-from wtb_core.redaction import Redactor
 from wtb_core.sandbox.ladder import Grade
 from wtb_core.sandbox.processes import Place
 from wtb_core.sandbox.slots import Overlay
@@ -190,40 +187,3 @@ def _count_blocks(directory: str) -> int:
     except OSError:  # it has gone meanwhile
         return total
     return total
-
-
-def remove_tree(path: Path) -> None:
-    """Remove what user code left, also directories that it made unreadable."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    try:
-        shutil.rmtree(path)
-    except PermissionError:
-        path.chmod(stat.S_IRWXU)
-        for directory, names, _ in os.walk(path):
-            for name in names:
-                inner = Path(directory, name)
-                if not inner.is_symlink():
-                    inner.chmod(stat.S_IRWXU)
-        shutil.rmtree(path)
-
-
-class Head(NamedTuple):
-    """The beginning of a log, and whether there was more."""
-
-    data: bytes
-    is_cut: bool
-
-
-def read_head(path: Path, limit: int, redactor: Redactor) -> Head | None:
-    """The first `limit` bytes of a log without secrets; a last line says so when it is cut."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            data = redactor.log(file.read(limit + redactor.longest_bytes), limit)
-    except FileNotFoundError:
-        return None
-    if size > limit:
-        data += f"\n[cut: the first {limit} of {size} bytes are kept]\n".encode()
-    return Head(data, size > limit) if data else None

@@ -33,10 +33,10 @@ from wtb_core.sandbox import audit, leftovers
 from wtb_core.sandbox.audit import BaseGuard
 from wtb_core.sandbox.evaluating import evaluate
 from wtb_core.sandbox.ladder import Grade, Sandbox
-from wtb_core.sandbox.processes import Place, SandboxProcess
+from wtb_core.sandbox.processes import Place, SandboxProcess, describe_status
 from wtb_core.sandbox.runs import Ended, NodeLog, Run
 from wtb_core.sandbox.setup import ProjectSetup
-from wtb_core.sandbox.supervisor import Supervisor, describe_status, read_tail
+from wtb_core.sandbox.supervisor import Supervisor, read_tail
 from wtb_core.sandbox.wire import Frame
 from wtb_core.sandbox.workspaces import Materials, Workspace
 
@@ -268,7 +268,7 @@ class _Attempt:
             below = await self._import_origin(scope)
             self.workspace = Workspace(shared.materials, grade, self.directory)
             await finish_in_thread(self._make_directories, self.workspace, below)
-            ended = await self._run_graph(supervisor, scope, below)
+            ended = await self._run_graph(supervisor, scope)
             outcome = await self._conclude(ended)
             if outcome.status == "succeeded" and assignment.evaluators:
                 evaluation = await self._evaluate(supervisor, outcome)
@@ -309,7 +309,7 @@ class _Attempt:
         files = {**self.assignment.variant.files, **self.assignment.case.get("files", {})}
         workspace.make(files, below)
 
-    async def _run_graph(self, supervisor: Supervisor, scope: Scope, below: Commit | None) -> Ended:
+    async def _run_graph(self, supervisor: Supervisor, scope: Scope) -> Ended:
         assignment = self.assignment
         workspace = self.workspace
         assert workspace is not None

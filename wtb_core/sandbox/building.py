@@ -6,9 +6,10 @@ from pathlib import Path
 from wtb_core.errors import SetupError, WireError
 from wtb_core.redaction import Redactor
 from wtb_core.sandbox.ladder import Sandbox
+from wtb_core.sandbox.processes import describe_status
 from wtb_core.sandbox.runs import Ended, Run
 from wtb_core.sandbox.setup import ProjectSetup
-from wtb_core.sandbox.supervisor import Supervisor, describe_status, make_place, read_tail
+from wtb_core.sandbox.supervisor import Supervisor, make_place, read_tail
 from wtb_core.sandbox.wire import Frame
 
 BUILD_TIMEOUT_S = 600.0

@@ -11,8 +11,9 @@ from typing import Any
 
 from wtb_core.attempts import Evaluation
 from wtb_core.errors import SetupError, WireError
+from wtb_core.sandbox.processes import describe_status
 from wtb_core.sandbox.runs import Ended, Run
-from wtb_core.sandbox.supervisor import Supervisor, describe_status, read_tail
+from wtb_core.sandbox.supervisor import Supervisor, read_tail
 from wtb_core.sandbox.wire import Frame
 from wtb_core.sandbox.workspaces import View
 

@@ -81,14 +81,15 @@ def _await_end(leash: socket.socket, child: int) -> int | None:
     poll.register(leash, select.POLLIN)
     while True:
         ready = {descriptor for descriptor, _ in poll.poll(_REAP_INTERVAL_MS)}
-        for pid, status in _reaped():
+        for pid, status in reap():
             if pid == child:
                 return status
         if leash.fileno() in ready:
             return None
 
 
-def _reaped() -> Iterator[tuple[int, int]]:
+def reap() -> Iterator[tuple[int, int]]:
+    """The children that have ended, as pids and wait statuses."""
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             yield ended

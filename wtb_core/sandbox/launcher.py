@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from wtb_core.sandbox import kernel, root, slots
+from wtb_core.sandbox import init, kernel, root, slots
 from wtb_core.sandbox.wire import Channel
 
 _REAP_MS = 1000
@@ -51,8 +51,7 @@ def serve(
         channel.send(explain(error))
         os._exit(1)
     sources = root.Sources(plan["areas"])
-    if header["home"] is not None:
-        _fork_source(control, sources, header["home"], header["landlock"], run)
+    zygote = _fork_source(control, sources, header["home"], header["landlock"], run)
     source.close()
     channel.send({"ready": True})
     gc.collect()
@@ -60,15 +59,19 @@ def serve(
     pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     poll = select.poll()
     poll.register(control, select.POLLIN)
+    poll.register(os.pidfd_open(zygote), select.POLLIN)
     while True:
-        if poll.poll(_REAP_MS):
+        ready = [number for number, _ in poll.poll(_REAP_MS)]
+        if control.fileno() in ready:
             data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
             if not data:
                 os._exit(0)
             _fork_init(control, descriptors[0], pids, sources)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        for pid, status in init.reap():
+            if pid == zygote:
+                with contextlib.suppress(OSError):
+                    channel.send({"ended": status})
+                os._exit(1)
 
 
 def explain(error: OSError) -> dict[str, Any]:
@@ -104,9 +107,10 @@ def _fork_source(
     home: str,
     landlock: bool,  # noqa: FBT001 - one of three facts about the source
     run: Callable[[], NoReturn],
-) -> None:
-    if os.fork() != 0:
-        return
+) -> int:
+    pid = os.fork()
+    if pid != 0:
+        return pid
     try:
         control.close()
         kernel.unshare(os.CLONE_NEWNS, "mount namespace")

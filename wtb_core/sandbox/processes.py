@@ -33,6 +33,7 @@ THREAD_CAPS = (
 )
 ENTER_TIMEOUT_S = 30.0
 SLOT_TIMEOUT_S = 30.0
+_END_TIMEOUT_S = 5.0
 
 _BOOT = str(Path(boot.__file__).resolve())
 _MAX_DESCRIPTORS = 8
@@ -199,6 +200,17 @@ class Nursery:
         """Whether its interpreter has not ended."""
         return not self._exit.done()
 
+    async def end(self) -> int | None:
+        """Its wait status after it has closed its session; it is killed if it does not end."""
+        if self._control is not None:
+            try:
+                async with asyncio.timeout(_END_TIMEOUT_S):
+                    answer, _ = await self._control.receive()
+                    return answer.get("ended")
+            except (EOFError, OSError, WireError, TimeoutError):
+                return (await self.kill()).status
+        return (await self.kill()).status
+
     async def kill(self) -> Exit:
         """Kill it and all that was forked from it; also fine when it has ended."""
         with contextlib.suppress(OSError):
@@ -297,7 +309,9 @@ class Nursery:
             found = Exit(report["status"], report["cpu_ms"], report["peak_rss_bytes"])
         except (EOFError, OSError, WireError, KeyError):
             found = Exit(None, None, None)
-        await self._interpreter.wait()
+        code = await self._interpreter.wait()
+        if found.status is None:  # not even an init of ours has run in it
+            return found._replace(status=-code if code < 0 else code << 8)
         return found
 
 
@@ -349,6 +363,10 @@ async def start_nursery(
     if control:
         try:
             await _enter(control[0], directory, layout, confinement)
+        except (EOFError, OSError, WireError, TimeoutError) as error:
+            ended = describe_status((await nursery.kill()).status)
+            await nursery.close()
+            raise SetupError("start", f"the interpreter {python} {ended}") from error
         except BaseException:  # raised again below
             await nursery.close()
             raise
@@ -373,12 +391,9 @@ async def _enter(
         "landlock": confinement.landlock,
     }
     await asyncio.to_thread(_make_directories, directory / "root", layout.scratch, *layout.layers)
-    try:
-        async with asyncio.timeout(ENTER_TIMEOUT_S):
-            await control.send(header)
-            answer, _ = await control.receive()
-    except (EOFError, OSError, WireError, TimeoutError) as error:
-        raise SetupError("namespaces", f"the launcher did not answer: {error!r}") from error
+    async with asyncio.timeout(ENTER_TIMEOUT_S):
+        await control.send(header)
+        answer, _ = await control.receive()
     if "failed" in answer:
         raise make_error(answer)
 
@@ -421,3 +436,18 @@ def make_request(place: Place, scratch: Path) -> Request:
 def _make_directories(*directories: Path) -> None:
     for directory in directories:
         directory.mkdir(parents=True, exist_ok=True)
+
+
+def describe_status(status: int | None) -> str:
+    """A status of waitpid(2) in words; None is the status of a process whose init was killed."""
+    if status is None:
+        return "was killed, or its parent was"
+    code = os.waitstatus_to_exitcode(status)
+    return f"ended with exit code {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

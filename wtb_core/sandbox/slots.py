@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, NoReturn, TypedDict
 
 from wtb_core.errors import SetupError
-from wtb_core.sandbox import kernel
+from wtb_core.sandbox import init, kernel
 from wtb_core.sandbox.root import Sources, protect_proc
 from wtb_core.sandbox.wire import Channel, encode
 from wtb_core.sandbox.writing import write_files
@@ -161,9 +161,8 @@ def _watch(channel: Channel, memory: int | None) -> NoReturn:
     while True:
         if poll.poll(_WATCH_MS):
             os._exit(0)  # nothing is sent to a running slot: the leash has closed
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        for _ in init.reap():  # orphans
+            pass
         if memory is None:
             continue
         used = _measure("status", "RssAnon:", "RssShmem:")

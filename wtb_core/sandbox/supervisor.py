@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from wtb_core.sandbox.processes import (
     Nursery,
     Place,
     SandboxProcess,
+    describe_status,
     start_nursery,
 )
 from wtb_core.sandbox.setup import ProjectSetup
@@ -132,7 +132,7 @@ class Supervisor:
             message = f"the project did not load in {START_TIMEOUT_S:.0f} s"
             raise SetupError("start", self._with_log(message)) from error
         except (EOFError, OSError, WireError, KeyError) as error:
-            ended = describe_status((await nursery.kill()).status)
+            ended = describe_status(await nursery.end())
             await nursery.close()
             message = f"the process that loads the project {ended}"
             raise SetupError("start", self._with_log(message)) from error
@@ -161,21 +161,6 @@ def read_tail(path: Path, lines: int = _LOG_LINES) -> str:
     if cut:  # a part of a line may be a part of a secret, which redaction would not know
         text = text.partition("\n")[2] or "(one long line)"
     return "\n".join(text.strip().splitlines()[-lines:])
-
-
-def describe_status(status: int | None) -> str:
-    """A status of waitpid(2) in words; None is the status of a process whose init was killed."""
-    if status is None:
-        return "was killed, or its parent was"
-    code = os.waitstatus_to_exitcode(status)
-    return f"ended with exit code {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 async def describe(

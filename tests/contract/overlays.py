@@ -1,7 +1,7 @@
 """An overlay mount in a user namespace of a forked process, which does what it is sent."""
 
 # The plain calls of the kernel, which pathlib would normalise.
-# ruff: noqa: PTH
+# ruff: noqa: PTH101, PTH102, PTH105, PTH106, PTH108, PTH112, PTH114, PTH115, PTH118, PTH123, PTH211
 
 import contextlib
 import ctypes

@@ -1,7 +1,7 @@
 """What is tracked, restored and forked against a naive model, at each isolation level."""
 
 # The plain calls of the kernel, which pathlib would normalise.
-# ruff: noqa: PTH
+# ruff: noqa: PTH101, PTH114, PTH120
 
 import contextlib
 import hashlib

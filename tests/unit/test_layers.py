@@ -1,5 +1,5 @@
 # The plain calls of the kernel, which pathlib would normalise.
-# ruff: noqa: PTH
+# ruff: noqa: PTH115, PTH208
 
 import os
 import stat

@@ -1,5 +1,5 @@
 # The plain calls of the kernel, which pathlib would normalise.
-# ruff: noqa: PTH
+# ruff: noqa: PTH102
 
 import errno
 import os

@@ -2,13 +2,16 @@
 
 from typing import Any, Literal, NamedTuple
 
-from wtb_core.attempts import Outcome
+from wtb_core.attempts import Origin, Outcome
 
 Answer = Literal["accepted", "duplicate", "refused"]
 
 
 class NewBatch(NamedTuple):
-    """A batch that passed every check; `spec` is canonical JSON without the cases."""
+    """A batch that passed every check; `spec` is canonical JSON without the cases.
+
+    A fork has an `origin`, and `repetition` is the number of its only one.
+    """
 
     batch_id: str
     project_version: str
@@ -21,6 +24,8 @@ class NewBatch(NamedTuple):
     idempotency_key: str | None = None
     retry_of: str | None = None
     submitted_by: str | None = None
+    origin: Origin | None = None
+    repetition: int | None = None
 
 
 class Receipt(NamedTuple):

@@ -33,7 +33,10 @@ _RESULT_FIELDS: dict[str, Any] = {
     "queue_ms": None,
     "node_count": None,
     "checkpoint_count": None,
+    "start_commit_id": None,
     "file_commit_id": None,
+    "files_tracked": None,
+    "tracking_failures": [],
     "isolation": None,
     "start": None,
     "start_reason": None,
@@ -244,6 +247,7 @@ def _summary(batch: Row[Any], now_ms: int) -> dict[str, Any]:
         "project_version": batch.project_version,
         "status": batch.status,
         "retry_of": batch.retry_of,
+        "forked_from": _describe_origin(batch),
         "submitted_by": batch.submitted_by,
         "labels": json.loads(batch.spec)["labels"],
         "created_at": format_time(batch.created_ms),
@@ -252,6 +256,13 @@ def _summary(batch: Row[Any], now_ms: int) -> dict[str, Any]:
         "counts": count_by_status(batch),
         "progress": progress(batch, now_ms),
     }
+
+
+def _describe_origin(batch: Row[Any]) -> dict[str, Any] | None:
+    if batch.origin is None:
+        return None
+    origin = json.loads(batch.origin)
+    return {key: origin[key] for key in ("execution_id", "attempt", "checkpoint_id")}
 
 
 def _execution(row: Row[Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@
     ├── Unavailable          the service cannot answer now; the same call may succeed later
     ├── ProjectError         a project file or its code cannot be used
     ├── SetupError           an execution's process or workspace cannot be made
+    ├── TrackingError        a workspace's files cannot be committed
     ├── StaleEpoch           another collector has taken over the store
     ├── FenceError           a newer attempt has taken over the execution's checkpoints
     ├── ThreadRefused        a session reached for a thread that is not its own
@@ -213,6 +214,22 @@ class SetupError(WtbError):
 
     def __str__(self) -> str:
         return f"{self.step}: {self.message}"
+
+
+class TrackingError(WtbError):
+    """A workspace's files cannot be committed; the execution itself goes on.
+
+    `failed_files` are the first paths that stand in the way, empty when it is none in particular.
+    """
+
+    def __init__(self, failed_files: list[str], message: str) -> None:
+        super().__init__(failed_files, message)
+        self.failed_files = failed_files
+        self.message = message
+
+    def __str__(self) -> str:
+        files = ", ".join(self.failed_files)
+        return f"{self.message}: {files}" if files else self.message
 
 
 class StaleEpoch(WtbError):

@@ -72,6 +72,17 @@ class BlobStore:
         except FileNotFoundError as error:
             raise NotFound("blob", digest) from error
 
+    def size(self, digest: str) -> int:
+        """The length of a blob in bytes.
+
+        Raises:
+            NotFound: when there is no such blob.
+        """
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError as error:
+            raise NotFound("blob", digest) from error
+
 
 def _sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

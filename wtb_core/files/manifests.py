@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from wtb_core.files.blobs import BlobStore
 
-_EXECUTABLE = 0o755
-_PLAIN = 0o644
+DIRECTORY_MODE = 0o755
+EXECUTABLE_MODE = 0o755
+FILE_MODE = 0o644
 
 
 class Entry(BaseModel):
@@ -86,7 +87,7 @@ def materialise(manifest: Manifest, blobs: BlobStore, target: Path) -> None:
             path.symlink_to(entry.target or "")
         else:
             shutil.copyfile(blobs.path(entry.blob or ""), path)
-            path.chmod(_EXECUTABLE if entry.executable else _PLAIN)
+            path.chmod(EXECUTABLE_MODE if entry.executable else FILE_MODE)
 
 
 def _check_text(name: str, text: str) -> None:

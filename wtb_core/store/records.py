@@ -41,6 +41,34 @@ class Receipt(NamedTuple):
     reused: int = 0
 
 
+class Trace(NamedTuple):
+    """What an attempt left: its checkpoints and file commits, as digests of blobs.
+
+    It is an attempt of the execution that ran, not of one that took its result over. `attempt` is 0
+    for an execution that has none.
+    """
+
+    execution_id: str
+    attempt: int
+    project_version: str
+    ended: bool = False
+    history: str | None = None
+    start_commit_id: str | None = None
+    file_commit_id: str | None = None
+
+
+class ForkSource(NamedTuple):
+    """An attempt, and what its batch says of the execution; `spec` is without the cases."""
+
+    trace: Trace
+    spec: dict[str, Any]
+    variant: dict[str, Any]
+    case: dict[str, Any]
+    repetition: int
+    evaluators: list[str]
+    scores: dict[str, dict[str, Any]]
+
+
 class Claimant(NamedTuple):
     """Who asks for work. The same `claim_id` always gets the same answer."""
 

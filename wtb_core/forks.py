@@ -1,0 +1,179 @@
+"""Going on from a checkpoint: the batch of one execution that starts there.
+
+It has the project version, case, evaluators and limits of the execution that ran; the variant is
+that execution's, with the given nodes and config over its own.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from wtb_core import matrix, specs
+from wtb_core.attempts import Origin
+from wtb_core.errors import (
+    InvalidHistory,
+    InvalidSpec,
+    NotFound,
+    NotForkable,
+    Problem,
+    ProjectError,
+)
+from wtb_core.filehistory import MAX_POINT_CHARS, FileHistory
+from wtb_core.history import CheckpointSummary
+from wtb_core.ids import new_batch_id
+from wtb_core.projects import Registry
+from wtb_core.store.records import ForkSource, NewBatch, Trace
+from wtb_core.submission import find_unknown_nodes
+
+MAX_ATTEMPT = 1_000
+
+
+class ForkRequest(BaseModel):
+    """Where to go on, and with what: `state` goes through the graph's reducers.
+
+    Without an `attempt` it is the latest that ended.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint_id: str
+    state: dict[str, Any] | None = None
+    nodes: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    attempt: int | None = None
+
+
+def check(raw: object) -> ForkRequest:
+    """The request in `raw`; names are looked at by `make`.
+
+    Raises:
+        InvalidSpec: with every problem of form.
+    """
+    if not isinstance(raw, Mapping):
+        raise InvalidSpec([Problem("", "give a mapping with at least `checkpoint_id`")])
+    given = {str(k): v for k, v in cast("Mapping[object, Any]", raw).items() if v is not None}
+    known = ", ".join(ForkRequest.model_fields)
+    problems = [
+        Problem(specs.format_path((key,)), f"unknown key; known are: {known}")
+        for key in given
+        if key not in ForkRequest.model_fields
+    ]
+    problems += _find_bad_forms(given)
+    if problems:
+        raise InvalidSpec(problems[: specs.MAX_PROBLEMS])
+    return ForkRequest.model_validate(given)
+
+
+def _find_bad_forms(given: Mapping[str, Any]) -> list[Problem]:
+    problems: list[Problem] = []
+    checkpoint_id, attempt, state = (given.get(k) for k in ("checkpoint_id", "attempt", "state"))
+    if not isinstance(checkpoint_id, str) or not 0 < len(checkpoint_id) <= MAX_POINT_CHARS:
+        problems.append(Problem("checkpoint_id", "give the id of a checkpoint of the execution"))
+    is_number = isinstance(attempt, int) and not isinstance(attempt, bool)
+    if attempt is not None and not (is_number and 1 <= attempt <= MAX_ATTEMPT):
+        problems.append(Problem("attempt", f"give a whole number from 1 to {MAX_ATTEMPT}"))
+    if state is not None and not isinstance(state, dict):
+        problems.append(Problem("state", "give a mapping of the graph's state"))
+    # What a spec says of a variant and an input holds for these too.
+    variant = {"name": "v", "nodes": given.get("nodes", {}), "config": given.get("config", {})}
+    as_spec = {"project": "p", "variants": [variant], "cases": [{"input": state}]}
+    for path, message in specs.find_problems(as_spec):
+        place = path.replace("cases[0].input", "state", 1).replace("variants[0].", "", 1)
+        problems.append(Problem(place, message))
+    return problems
+
+
+async def make(
+    request: ForkRequest, source: ForkSource, files: FileHistory, registry: Registry
+) -> NewBatch:
+    """The batch that goes on from the checkpoint. It has no idempotency key and no submitter.
+
+    Names are checked while the project still has the version of the execution; of a version that is
+    gone the execution itself says what is wrong.
+
+    Raises:
+        NotForkable: when the attempt has not ended or left no such fork point.
+        NotFound: when the attempt has no such checkpoint.
+        InvalidSpec: with every name that is unknown.
+    """
+    checkpoint = await asyncio.to_thread(_find_checkpoint, request, source.trace, files)
+    problems = await _find_unknown_names(request, source, registry)
+    if problems:
+        raise InvalidSpec(problems)
+    return await asyncio.to_thread(_make, request, source, checkpoint)
+
+
+def _find_checkpoint(
+    request: ForkRequest, trace: Trace, files: FileHistory
+) -> CheckpointSummary:
+    wanted = request.checkpoint_id
+    if trace.attempt == 0:
+        raise NotForkable(wanted, f"execution {trace.execution_id} has not run")
+    attempt = f"attempt {trace.attempt} of execution {trace.execution_id}"
+    if not trace.ended:
+        raise NotForkable(wanted, f"{attempt} is still running")
+    if trace.history is None:
+        raise NotForkable(wanted, f"{attempt} left no history of checkpoints")
+    try:
+        return files.find_checkpoint(trace, wanted)
+    except InvalidHistory as error:
+        raise NotForkable(wanted, f"the history of {attempt} is damaged: {error}") from error
+    except NotFound as error:
+        if error.noun == "blob":
+            raise NotForkable(wanted, f"the history of {attempt} is gone") from error
+        raise
+
+
+async def _find_unknown_names(
+    request: ForkRequest, source: ForkSource, registry: Registry
+) -> list[Problem]:
+    try:
+        project = await registry.get(source.spec["project"])
+    except (NotFound, ProjectError):
+        return []
+    if project.version != source.trace.project_version:
+        return []
+    return find_unknown_nodes(source.variant["graph"], request.nodes, project)
+
+
+def _make(request: ForkRequest, source: ForkSource, checkpoint: CheckpointSummary) -> NewBatch:
+    trace, old = source.trace, source.variant
+    variant = {
+        **old,
+        "nodes": {**old["nodes"], **request.nodes},
+        "config": {**old["config"], **request.config},
+    }
+    changes = {"variants": [variant], "matrix": None, "baseline": None, "repetitions": 1}
+    spec = specs.parse({**source.spec, **changes, "cases": [source.case]})
+    if problems := matrix.find_problems(spec):
+        raise InvalidSpec(problems)
+    assert checkpoint.file_commit_id is not None
+    return NewBatch(
+        batch_id=new_batch_id(),
+        project_version=trace.project_version,
+        spec=spec.model_dump(mode="json", exclude={"cases"}),
+        spec_digest=_make_digest(request, trace),
+        cases=[dict(case) for case in spec.cases],
+        variants=[each.model_dump(mode="json") for each in matrix.expand(spec)],
+        evaluators=source.evaluators,
+        scores=source.scores,
+        origin=Origin(
+            execution_id=trace.execution_id,
+            attempt=trace.attempt,
+            checkpoint_id=checkpoint.checkpoint_id,
+            history=trace.history or "",
+            file_commit_id=checkpoint.file_commit_id,
+            state=request.state,
+        ),
+        repetition=source.repetition,
+    )
+
+
+def _make_digest(request: ForkRequest, trace: Trace) -> str:
+    """What an idempotency key of a fork stands for: what was asked."""
+    asked = json.dumps(["fork", trace.execution_id, request.model_dump()], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()

@@ -34,6 +34,7 @@ STATUS: dict[type[errors.WtbError], HTTPStatus] = {
     errors.NotAFile: HTTPStatus.NOT_FOUND,
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.NotRetryable: HTTPStatus.CONFLICT,
+    errors.NotForkable: HTTPStatus.CONFLICT,
     errors.TooManyPending: HTTPStatus.TOO_MANY_REQUESTS,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ProjectError: HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -8,56 +8,34 @@ keeps what it has synced. State is opaque bytes here, never deserialised.
 Each attempt stores under a key of its own, so another attempt starts clean although both see the
 same thread id. Every transaction that appends for an attempt requires that the execution's fence
 is that attempt's number.
+
+A root checkpoint is stored together with the commit of the files that belong to it.
 """
 
 import asyncio
-import json
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
+from wtb_core import checkpoint_rows as rows
+from wtb_core.checkpoint_rows import StoredCheckpoint
 from wtb_core.errors import FenceError, ThreadRefused, Unavailable, WireError, WtbError
+from wtb_core.history import History, parse_shown
 from wtb_core.sandbox.wire import Frame
+
+Track = Callable[[str], Awaitable[str | None]]
+"""Commits the files at a checkpoint, given its id; None when they could not be committed."""
 
 _T = TypeVar("_T")
 _BUSY_TIMEOUT_S = 30.0
 _MAX_BATCH = 256
 _MAX_UNSETTLED = 64
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS checkpoints (
-    storage_key TEXT NOT NULL, ns TEXT NOT NULL, id TEXT NOT NULL, parent TEXT,
-    source TEXT, step INTEGER, type TEXT NOT NULL, body BLOB NOT NULL,
-    metadata_type TEXT NOT NULL, metadata BLOB NOT NULL, versions TEXT NOT NULL,
-    stored_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    PRIMARY KEY (storage_key, ns, id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS channel_values (
-    storage_key TEXT NOT NULL, ns TEXT NOT NULL, channel TEXT NOT NULL, version TEXT NOT NULL,
-    type TEXT NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (storage_key, ns, channel, version));
-CREATE TABLE IF NOT EXISTS writes (
-    storage_key TEXT NOT NULL, ns TEXT NOT NULL, id TEXT NOT NULL,
-    task_path TEXT NOT NULL, task_id TEXT NOT NULL, idx INTEGER NOT NULL,
-    channel TEXT NOT NULL, type TEXT NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (storage_key, ns, id, task_id, idx));
-CREATE TABLE IF NOT EXISTS fences (
-    execution_id TEXT PRIMARY KEY, attempt INTEGER NOT NULL) WITHOUT ROWID;
-"""
-
-
-class StoredCheckpoint(NamedTuple):
-    """One checkpoint as a list shows it."""
-
-    ns: str
-    checkpoint_id: str
-    parent_id: str | None
-    source: str | None
-    step: int | None
-    stored_at: str
-    size_bytes: int
 
 
 class Scope(NamedTuple):
@@ -82,9 +60,14 @@ class CheckpointStore:
         self._starting = threading.Lock()
         self._closed = False
 
-    def session(self, scope: Scope | None) -> "CheckpointSession":
-        """The server's side of a saver's session; without a scope it may do everything."""
-        return CheckpointSession(self, scope)
+    def session(
+        self, scope: Scope | None, track: Track | None = None, file_commit: str | None = None
+    ) -> "CheckpointSession":
+        """The server's side of a saver's session; without a scope it may do everything.
+
+        `file_commit` names the files that user code finds.
+        """
+        return CheckpointSession(self, scope, track, file_commit)
 
     async def raise_fence(self, execution_id: str, attempt: int) -> None:
         """Make `attempt` the only one that may append for the execution from now on.
@@ -104,18 +87,54 @@ class CheckpointStore:
         await self.run(raise_it)
 
     async def list_checkpoints(self, execution_id: str, attempt: int) -> list[StoredCheckpoint]:
-        """The checkpoints of one attempt, oldest first."""
+        """The checkpoints of one attempt, in the order in which they were stored."""
         key = Scope(execution_id, attempt).storage_key
+        condition = "storage_key = ? ORDER BY seq"
+        return await self.run(lambda db: rows.list_stored(db, condition, (key,)))
 
-        def read(db: sqlite3.Connection) -> list[StoredCheckpoint]:
-            rows = db.execute(
-                "SELECT ns, id, parent, source, step, stored_at, length(body) + length(metadata)"
-                " FROM checkpoints WHERE storage_key = ? ORDER BY id",
-                (key,),
-            )
-            return [StoredCheckpoint(*row) for row in rows]
+    async def find_resume_point(self, scope: Scope) -> StoredCheckpoint | None:
+        """The last root checkpoint of an attempt whose files are committed."""
+        key = scope.storage_key
+        condition = "storage_key = ? AND ns = '' AND resumable ORDER BY seq DESC LIMIT 1"
+        found = await self.run(lambda db: rows.list_stored(db, condition, (key,)))
+        return found[0] if found else None
 
-        return await self.run(read)
+    async def export(self, scope: Scope) -> History:
+        """All rows of an attempt."""
+        return await self.run(lambda db: rows.export(db, scope.storage_key))
+
+    async def import_history(self, scope: Scope, history: History, checkpoint_id: str) -> None:
+        """Make a root checkpoint of `history` the latest of `scope`, which holds nothing else then.
+
+        What is stored: the checkpoint's ancestors with their writes, since a delta channel is
+        rebuilt from them; the checkpoint without its pending writes, so that its superstep runs
+        again whole; and what subgraphs had stored before it.
+
+        Raises:
+            NotFound: when `history` has no such root checkpoint.
+            InvalidHistory: when the checkpoint's ancestors are not in it.
+            FenceError: when another attempt holds the execution's fence.
+        """
+        chosen = rows.choose(history, checkpoint_id)
+
+        def insert(db: sqlite3.Connection) -> None:
+            check_fence(db, scope)
+            rows.delete(db, scope.storage_key)
+            rows.insert(db, scope.storage_key, history, chosen)
+
+        await self.run(insert)
+
+    async def forget(self, execution_id: str, up_to_attempt: int) -> None:
+        """Delete the rows of an execution's attempts up to and with `up_to_attempt`.
+
+        The fence stays: a process of an ended attempt must still not store anything.
+        """
+
+        def delete(db: sqlite3.Connection) -> None:
+            for attempt in range(1, up_to_attempt + 1):
+                rows.delete(db, Scope(execution_id, attempt).storage_key)
+
+        await self.run(delete)
 
     async def run(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """`work` on the store's thread inside the next transaction; answered after its commit.
@@ -185,7 +204,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
-    db.executescript(_SCHEMA)
+    db.executescript(rows.SCHEMA)
     return db
 
 
@@ -237,12 +256,26 @@ class CheckpointSession:
 
     Frames are handled in order: `handle` returns at once for a request without an answer, and
     `settle` waits until all of those are durable.
+
+    `file_commit` is the last commit that was made. A root checkpoint that a superstep ends with
+    (its source is `loop`) waits for `track` and is stored with its commit; others are stored with
+    the commit at hand. While the latest commit has failed there is none at hand, and the
+    checkpoints are not resumable.
     """
 
-    def __init__(self, store: CheckpointStore, scope: Scope | None) -> None:
+    def __init__(
+        self,
+        store: CheckpointStore,
+        scope: Scope | None,
+        track: Track | None = None,
+        file_commit: str | None = None,
+    ) -> None:
         self.store = store
         self.scope = scope
+        self.file_commit = file_commit
         self.checkpoint_count = 0
+        self._track = track
+        self._is_tracked = True
         self._unsettled: list[Future[None]] = []
 
     async def handle(self, header: dict[str, Any], blobs: list[bytes]) -> Frame | None:
@@ -251,27 +284,23 @@ class CheckpointSession:
         Raises:
             ThreadRefused: when it reaches outside of the scope.
             FenceError: when a newer attempt has taken over.
+            WireError: when it is no request, or over a bound.
             Unavailable: when the database cannot be used.
         """
         self._check_scope(header)
-        match header["op"]:
+        match header.get("op"):
             case "get":
-                return await self.store.run(lambda db: _get(db, self._key(header), header))
+                return await self.store.run(lambda db: rows.get(db, self._key(header), header))
             case "list":
                 return await self.store.run(lambda db: self._list(db, header))
             case "put":
-                await self.store.run(lambda db: self._put(db, header, blobs))
-                self.checkpoint_count += header["ns"] == ""
+                await self._put(self._key(header), _parse_put(header), blobs)
                 return {}, []
             case "put_writes":
-                if len(self._unsettled) >= _MAX_UNSETTLED:
-                    await self.settle()
-                self._unsettled.append(
-                    self.store.submit(lambda db: self._put_writes(db, header, blobs))
-                )
+                await self._post_writes(self._key(header), _parse_writes(header), blobs)
                 return None
             case "delete_thread":
-                await self.store.run(lambda db: _delete(db, header["thread_id"]))
+                await self.store.run(lambda db: rows.delete(db, header["thread_id"]))
                 return {}, []
             case operation:
                 raise WireError(f"{operation!r} is no checkpoint request")
@@ -291,11 +320,16 @@ class CheckpointSession:
         if self.scope is None:
             return
         own = self.scope.execution_id
-        if thread_id != own or header["op"] == "delete_thread":
-            raise ThreadRefused(str(header["op"]), str(thread_id), own)
+        operation = header.get("op")
+        if thread_id != own or operation == "delete_thread":
+            raise ThreadRefused(str(operation), str(thread_id), own)
 
     def _key(self, header: dict[str, Any]) -> str:
         return self.scope.storage_key if self.scope else header["thread_id"]
+
+    def _check_fence(self, db: sqlite3.Connection) -> None:
+        if self.scope:
+            check_fence(db, self.scope)
 
     def _list(self, db: sqlite3.Connection, header: dict[str, Any]) -> Frame:
         wanted: list[str] = []
@@ -311,85 +345,61 @@ class CheckpointSession:
                 wanted.append(f"{column} {comparison} ?")
                 values.append(value)
         where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
-        rows = db.execute(
+        found = db.execute(
             f"SELECT storage_key, ns, id FROM checkpoints{where}"  # noqa: S608 - our own columns
-            " ORDER BY storage_key, ns, id DESC LIMIT ?",
+            " ORDER BY storage_key, ns, seq DESC LIMIT ?",
             (*values, -1 if header["limit"] is None else max(0, header["limit"])),
         )
         own = self.scope.execution_id if self.scope else None
-        return {"checkpoints": [[own or stored, ns, identity] for stored, ns, identity in rows]}, []
+        return {"checkpoints": [[own or stored, ns, name] for stored, ns, name in found]}, []
 
-    def _put(self, db: sqlite3.Connection, header: dict[str, Any], blobs: list[bytes]) -> None:
-        if self.scope:
-            check_fence(db, self.scope)
-        key, ns, identity = self._key(header), header["ns"], header["id"]
-        body, metadata, *values = blobs
-        db.executemany(
-            "INSERT OR REPLACE INTO channel_values VALUES (?, ?, ?, ?, ?, ?)",
-            [
-                (key, ns, channel, version, kind, blob)
-                for (channel, version, kind), blob in zip(header["channels"], values, strict=True)
-            ],
-        )
-        db.execute(
-            "INSERT OR REPLACE INTO checkpoints (storage_key, ns, id, parent, source, step, type,"
-            " body, metadata_type, metadata, versions) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(key, ns, identity, header["parent"], header["source"], header["step"]),
-                *(header["type"], body, header["metadata_type"], metadata),
-                json.dumps(header["versions"]),
-            ),
-        )
+    async def _put(self, key: str, header: rows.PutHeader, blobs: list[bytes]) -> None:
+        is_root = header.ns == ""
+        if is_root and header.source == "loop" and self._track is not None:
+            await self.store.run(self._check_fence)  # the commit is no work for a zombie
+            commit = await self._track(header.id)
+            self._is_tracked = commit is not None
+            self.file_commit = commit or self.file_commit
+        commit = self.file_commit if is_root and self._is_tracked else None
 
-    def _put_writes(
-        self, db: sqlite3.Connection, header: dict[str, Any], blobs: list[bytes]
-    ) -> None:
-        if self.scope:
-            check_fence(db, self.scope)
-        place = (self._key(header), header["ns"], header["id"])
-        for (idx, channel, kind), blob in zip(header["writes"], blobs, strict=True):
-            # A regular write is stored once; special ones (negative idx) replace each other.
-            verb = "INSERT OR IGNORE" if idx >= 0 else "INSERT OR REPLACE"
-            db.execute(
-                f"{verb} INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*place, header["task_path"], header["task_id"], idx, channel, kind, blob),
-            )
+        def put(db: sqlite3.Connection) -> None:
+            self._check_fence(db)
+            rows.put(db, key, header, blobs, commit)
+
+        await self.store.run(put)
+        self.checkpoint_count += is_root
+
+    async def _post_writes(self, key: str, header: rows.WritesHeader, blobs: list[bytes]) -> None:
+        def put(db: sqlite3.Connection) -> None:
+            self._check_fence(db)
+            rows.put_writes(db, key, header, blobs)
+
+        if len(self._unsettled) >= _MAX_UNSETTLED:
+            await self.settle()
+        self._unsettled.append(self.store.submit(put))
 
 
-def _get(db: sqlite3.Connection, key: str, header: dict[str, Any]) -> Frame:
-    ns, identity = header["ns"], header["id"]
-    row = db.execute(
-        "SELECT id, parent, type, metadata_type, body, metadata, versions FROM checkpoints"
-        " WHERE storage_key = ? AND ns = ? AND id = ifnull(?, id) ORDER BY id DESC LIMIT 1",
-        (key, ns, identity or None),
-    ).fetchone()
-    if row is None:
-        return {"found": False}, []
-    found, parent, kind, metadata_kind, body, metadata, versions = row
-    values: list[tuple[str, str, bytes]] = []
-    for channel, version in json.loads(versions).items():
-        values += db.execute(
-            "SELECT channel, type, body FROM channel_values WHERE storage_key = ? AND ns = ?"
-            " AND channel = ? AND version = ? AND type != 'empty'",
-            (key, ns, channel, version),
-        ).fetchall()
-    writes = db.execute(
-        "SELECT task_id, channel, type, body FROM writes"
-        " WHERE storage_key = ? AND ns = ? AND id = ? ORDER BY task_path, task_id, idx",
-        (key, ns, found),
-    ).fetchall()
-    answer = {
-        "found": True,
-        "id": found,
-        "parent": parent,
-        "type": kind,
-        "metadata_type": metadata_kind,
-        "channels": [[channel, value_kind] for channel, value_kind, _ in values],
-        "writes": [[task, channel, write_kind] for task, channel, write_kind, _ in writes],
-    }
-    return answer, [body, metadata, *(value[2] for value in values), *(w[3] for w in writes)]
+def _parse_put(header: dict[str, Any]) -> rows.PutHeader:
+    try:
+        parsed = rows.PutHeader.model_validate(header)
+        if parsed.shown is not None:
+            parse_shown(parsed.shown)
+    except ValueError as error:
+        raise _refuse(error) from error
+    return parsed
 
 
-def _delete(db: sqlite3.Connection, key: str) -> None:
-    for table in ("checkpoints", "channel_values", "writes"):
-        db.execute(f"DELETE FROM {table} WHERE storage_key = ?", (key,))  # noqa: S608 - our tables
+def _parse_writes(header: dict[str, Any]) -> rows.WritesHeader:
+    try:
+        return rows.WritesHeader.model_validate(header)
+    except ValueError as error:
+        raise _refuse(error) from error
+
+
+def _refuse(error: ValueError) -> WireError:
+    """Short, and without the values: they are user code's."""
+    if not isinstance(error, ValidationError):
+        return _malformed(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return WireError(f"a checkpoint request is malformed: {where}: {first['msg']}")

@@ -25,7 +25,11 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from wtb_core.sandbox.rendering import MAX_STATE_BYTES, render_within
 from wtb_core.sandbox.wire import Channel, Frame
+
+_ROOT_CHANNEL = "__root__"
+_INTERNAL_PREFIXES = ("__", "branch:to:", "join:")
 
 
 class Session(Protocol):
@@ -155,6 +159,7 @@ class SessionSaver(BaseCheckpointSaver[str]):
                 "source": metadata.get("source"),
                 "step": metadata.get("step"),
                 "channels": channels,
+                "shown": None if namespace else _render_state(values),
             },
             *blobs,
         )
@@ -284,6 +289,18 @@ def _config(thread_id: str, namespace: str, checkpoint_id: str) -> RunnableConfi
             "checkpoint_id": checkpoint_id,
         }
     }
+
+
+def _render_state(values: dict[str, Any]) -> str | None:
+    """JSON text of what a user knows as the graph's state, None when there is none to show."""
+    if _ROOT_CHANNEL in values:
+        return render_within(values[_ROOT_CHANNEL], MAX_STATE_BYTES)
+    own = {
+        channel: value
+        for channel, value in values.items()
+        if not channel.startswith(_INTERNAL_PREFIXES)
+    }
+    return render_within(own, MAX_STATE_BYTES)
 
 
 def _version_key(version: str | float) -> str:

@@ -8,6 +8,7 @@
     ├── NotAFile             a path in a workspace that has no bytes of its own
     ├── Conflict             the idempotency key belongs to another spec
     ├── NotRetryable         a batch that has not ended, or has nothing to try again
+    ├── NotForkable          a checkpoint that no execution can start from
     ├── Unauthorized         the request has no token that the service knows
     ├── Forbidden            the request comes from, or names, another machine
     ├── TooManyPending       admission: the limit of waiting executions is reached
@@ -21,6 +22,7 @@
     ├── ThreadRefused        a session reached for a thread that is not its own
     ├── GraphError           a graph cannot be built as the variant asks
     ├── WireError            a frame between processes is too large or no frame at all
+    ├── InvalidHistory       bytes are no history of checkpoints, or one that does not hold together
     ├── InvalidOutput        a value has no honest JSON form
     └── IllegalTransition    an input that a state does not allow
 
@@ -141,6 +143,18 @@ class NotRetryable(WtbError):
 
     def __str__(self) -> str:
         return f"batch {self.batch_id} cannot be retried: {self.reason}"
+
+
+class NotForkable(WtbError):
+    """The checkpoint is there, and no execution can start from it."""
+
+    def __init__(self, checkpoint_id: str, reason: str) -> None:
+        super().__init__(checkpoint_id, reason)
+        self.checkpoint_id = checkpoint_id
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"nothing can be forked from checkpoint {self.checkpoint_id}: {self.reason}"
 
 
 class Unauthorized(WtbError):
@@ -311,6 +325,17 @@ class WireError(WtbError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class InvalidHistory(WtbError):
+    """The bytes of a history of checkpoints are damaged, or another version's."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"this is no history of checkpoints that can be read: {self.message}"
 
 
 class InvalidOutput(WtbError):

@@ -9,6 +9,7 @@ from deployments import bodies
 from deployments.http_errors import STATUS
 from wtb_core.errors import (
     Conflict,
+    NotForkable,
     NotFound,
     NotRetryable,
     TooManyPending,
@@ -195,6 +196,7 @@ def test_a_retry_answers_as_a_submission():
         (NotFound("batch", "b-1"), 404, {}),
         (Conflict("k", "b-1"), 409, {}),
         (NotRetryable("b-1", "it is running"), 409, {}),
+        (NotForkable("c-1", "it is a subgraph's"), 409, {}),
         (TooManyPending(9, 10, 7), 429, {"retry-after": "7"}),
         (Unavailable("the collector is away", 2), 503, {"retry-after": "2"}),
     ],

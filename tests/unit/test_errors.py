@@ -13,6 +13,7 @@ EXAMPLES = {
     errors.NotFound: ("batch", "b-1"),
     errors.Conflict: ("key", "b-1"),
     errors.NotRetryable: ("b-1", "it is running"),
+    errors.NotForkable: ("c-1", "it is a subgraph's"),
     errors.Unauthorized: ("no token",),
     errors.Forbidden: ("only this machine",),
     errors.TooManyPending: (90, 100, 7),
@@ -26,6 +27,7 @@ EXAMPLES = {
     errors.ThreadRefused: ("put", "b-1-1", "b-1-0"),
     errors.GraphError: ("./graph.py:build", "is an int"),
     errors.WireError: ("too large",),
+    errors.InvalidHistory: ("it ends early",),
     errors.InvalidOutput: ("output.a", "is a set"),
     errors.IllegalTransition: ("batch", "completed", "cancel"),
 }

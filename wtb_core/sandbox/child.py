@@ -26,7 +26,7 @@ from wtb_core.errors import GraphError, InvalidOutput
 from wtb_core.graphs import prepare, resolve_graph, takes_config
 from wtb_core.sandbox import faults, scoring
 from wtb_core.sandbox.describe import describe_project
-from wtb_core.sandbox.driving import STREAM_MODES, NodeRecorder, Unanswered, drive
+from wtb_core.sandbox.driving import STREAM_MODES, NodeRecorder, StateRefused, Unanswered, drive
 from wtb_core.sandbox.obstacles import find_fork_obstacle
 from wtb_core.sandbox.project import Loaded, LoadedProject, build, explain
 from wtb_core.sandbox.rendering import render
@@ -139,7 +139,9 @@ def _run(job: dict[str, Any], project: LoadedProject, session: ChannelSession) -
         nodes = NodeRecorder(session)
         context = job["variant"]["context"] or None
         case = job["case"]
-        value = drive(graph, case["input"], config, context, case.get("resume") or [], nodes)
+        answers = case.get("resume") or []
+        origin = job.get("origin")
+        value = drive(graph, case["input"], config, context, answers, nodes, origin)
         output = render(value, limit=job["output"]).encode()
         failure = None
     except BaseException as error:  # noqa: BLE001 - whatever ends user code is a result
@@ -192,6 +194,10 @@ def _explain_failure(error: BaseException, nodes: NodeRecorder) -> dict[str, Any
         return error.failure
     if isinstance(error, Unanswered):
         return {"kind": "interrupted", "reason": faults.clean(error.reason), "node": error.node}
+    if isinstance(error, StateRefused):
+        reason = faults.clean(f"the state of the fork cannot be applied: {error.reason}")
+        cause = faults.describe_error(error.__cause__) if error.__cause__ else {}
+        return {"kind": "error", "reason": reason, **cause}
     if isinstance(error, InvalidOutput):
         return {"kind": "invalid_output", "reason": faults.clean(str(error))}
     described = faults.describe_error(error)

@@ -3,16 +3,22 @@
 The loop is that of `Pregel.invoke` (langgraph/pregel/main.py) over `stream`: the result is the
 last `values`, and an `__interrupt__` among the `updates` says that the graph waits. `tasks` adds
 the node runs. Answers are used in order, one per interrupt; a static breakpoint uses one too.
+
+A fork finds the checkpoint it starts from as the latest of its thread: a change of state is applied
+to it, and the graph goes on without input.
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import time
 from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
 from langgraph.types import Command, Interrupt, StateSnapshot
 
@@ -25,6 +31,7 @@ from wtb_core.sandbox.rendering import render
 STREAM_MODES = ["values", "updates", "tasks"]
 
 _INTERRUPT = "__interrupt__"
+_ROOT = "__root__"
 _TASK_NOTE = re.compile(r"During task with name '.*' and id '(.+)'", re.DOTALL)
 _UNSTARTED_NOTE = re.compile(r"Before task with name '(.*)' and path '.+'", re.DOTALL)
 _MAX_SHOWN_CHARS = 2000
@@ -37,6 +44,14 @@ class Unanswered(Exception):
         super().__init__(reason, node)
         self.reason = reason
         self.node = node
+
+
+class StateRefused(Exception):
+    """The state of a fork cannot be applied; its cause, where it has one, is user code's."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class NodeRecorder:
@@ -132,11 +147,16 @@ def drive(
     context: Any,
     answers: list[Any],
     nodes: NodeRecorder,
+    origin: Mapping[str, Any] | None = None,
 ) -> Any:
     """What `graph.invoke(given, config, context=context, durability="sync")` returns.
 
+    With an `origin` the graph goes on from the latest checkpoint of its thread, after its `state`,
+    when that is not null, has been applied to it; `given` is not used then.
+
     Raises:
         Unanswered: when the graph waits and no answers are left.
+        StateRefused: when the state of `origin` cannot be applied.
     """
     keywords: dict[str, Any] = {
         "context": context,
@@ -145,9 +165,15 @@ def drive(
         "durability": "sync",
     }
     left = deque(answers)
+    state = origin["state"] if origin else None
+    if state is not None:
+        _check_state(graph, state)
+    following = _Next(ended=False, given=None if origin else given)
     if needs_asyncio(graph):
-        return asyncio.run(_drive_async(graph, given, config, keywords, left, nodes))
-    following = _Next(ended=False, given=given)
+        return asyncio.run(_drive_async(graph, state, following, config, keywords, left, nodes))
+    if state is not None:
+        with _state_refused():
+            graph.update_state(config, state)
     while True:
         turn = _Turn(nodes)
         for chunk in graph.stream(following.given, config, **keywords):
@@ -161,13 +187,16 @@ def drive(
 
 async def _drive_async(
     graph: Pregel[Any, Any, Any, Any],
-    given: Any,
+    state: dict[str, Any] | None,
+    following: _Next,
     config: RunnableConfig,
     keywords: dict[str, Any],
     answers: deque[Any],
     nodes: NodeRecorder,
 ) -> Any:
-    following = _Next(ended=False, given=given)
+    if state is not None:
+        with _state_refused():
+            await graph.aupdate_state(config, state)
     while True:
         turn = _Turn(nodes)
         async for chunk in graph.astream(following.given, config, **keywords):
@@ -177,6 +206,28 @@ async def _drive_async(
         following = _follow(turn, await graph.aget_state(config), answers)
         if following.ended:
             return turn.latest
+
+
+def _check_state(graph: Pregel[Any, Any, Any, Any], state: dict[str, Any]) -> None:
+    """LangGraph ignores keys that it does not know."""
+    if not isinstance(graph, CompiledStateGraph):
+        raise StateRefused("a functional-API graph has no state to change, only a StateGraph has")
+    known = list(graph.builder.channels)
+    unknown = [key for key in state if key not in known]
+    if unknown and known != [_ROOT]:
+        raise StateRefused(
+            f"the graph's state has no {unknown[0]!r:.80}; it has {', '.join(known)}"
+        )
+
+
+@contextlib.contextmanager
+def _state_refused() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # a reducer is user code
+        raise StateRefused(f"{faults.type_name(error)}: {faults.error_text(error)}") from error
 
 
 def _follow(turn: _Turn, state: StateSnapshot, answers: deque[Any]) -> _Next:

@@ -19,6 +19,8 @@ from typing import Any
 from wtb_core.errors import InvalidOutput
 
 MAX_DEPTH = 200
+MAX_STATE_BYTES = 64 * 1024
+"""How much JSON text of a checkpoint's state is kept to be shown."""
 
 _TEXT_TYPES = (
     dt.datetime,
@@ -53,6 +55,19 @@ def render(value: object, root: str = "output", limit: int | None = None) -> str
         raise InvalidOutput(
             root, f"its JSON text has about {writer.size} bytes, over limits.output of {limit}"
         )
+    return "".join(writer.pieces)
+
+
+def render_within(value: object, limit: int) -> str | None:
+    """As `render`, None where that raises, or where a method of the value does.
+
+    It stops at the limit, however much of the value is left.
+    """
+    writer = _StoppingWriter(limit)
+    try:
+        writer.value(value, "state", 0)
+    except Exception:  # noqa: BLE001 - the methods of a user's types may raise anything
+        return None
     return "".join(writer.pieces)
 
 
@@ -178,6 +193,17 @@ class _Writer:
         self.size = size
         text = f"[{','.join(sorted(rendered))}]"
         self.put(text, len(text.encode()))
+
+
+class _OverLimit(Exception):
+    """The text has reached the limit."""
+
+
+class _StoppingWriter(_Writer):
+    def put(self, text: str, size: int | None = None) -> None:
+        super().put(text, size)
+        if self.over:
+            raise _OverLimit
 
 
 def _name(value: object) -> str:

@@ -17,8 +17,8 @@ from wtb_core.attempts import Origin
 from wtb_core.errors import (
     InvalidHistory,
     InvalidSpec,
-    NotFound,
     NotForkable,
+    NotFound,
     Problem,
     ProjectError,
 )
@@ -33,10 +33,7 @@ MAX_ATTEMPT = 1_000
 
 
 class ForkRequest(BaseModel):
-    """Where to go on, and with what: `state` goes through the graph's reducers.
-
-    Without an `attempt` it is the latest that ended.
-    """
+    """Where to go on, and with what: `state` goes through the graph's reducers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,35 +44,81 @@ class ForkRequest(BaseModel):
     attempt: int | None = None
 
 
-def check(raw: object) -> ForkRequest:
-    """The request in `raw`; names are looked at by `make`.
+def read_body(document: object) -> dict[str, Any]:
+    """The fields of a request's body, of whatever form; `make` checks them.
 
     Raises:
-        InvalidSpec: with every problem of form.
+        InvalidSpec: when it is no mapping, lacks the checkpoint or has other keys.
     """
-    if not isinstance(raw, Mapping):
+    if not isinstance(document, Mapping):
         raise InvalidSpec([Problem("", "give a mapping with at least `checkpoint_id`")])
-    given = {str(k): v for k, v in cast("Mapping[object, Any]", raw).items() if v is not None}
+    given = {str(key): value for key, value in cast("Mapping[object, Any]", document).items()}
     known = ", ".join(ForkRequest.model_fields)
     problems = [
         Problem(specs.format_path((key,)), f"unknown key; known are: {known}")
         for key in given
         if key not in ForkRequest.model_fields
     ]
-    problems += _find_bad_forms(given)
+    if "checkpoint_id" not in given:
+        problems.append(Problem("checkpoint_id", "required"))
     if problems:
         raise InvalidSpec(problems[: specs.MAX_PROBLEMS])
-    return ForkRequest.model_validate(given)
+    return given
+
+
+def check_attempt(attempt: object) -> None:
+    """Refuse what cannot be the number of an attempt; null is the latest that ended.
+
+    Raises:
+        InvalidSpec: says what it may be.
+    """
+    is_number = isinstance(attempt, int) and not isinstance(attempt, bool)
+    if attempt is not None and not (is_number and 1 <= attempt <= MAX_ATTEMPT):
+        message = f"give a whole number from 1 to {MAX_ATTEMPT}"
+        raise InvalidSpec([Problem("attempt", message)])
+
+
+def describe(batch: NewBatch) -> dict[str, Any] | None:
+    """What a fork goes on from: `{execution_id, attempt, checkpoint_id}`."""
+    if batch.origin is None:
+        return None
+    return batch.origin.model_dump(include={"execution_id", "attempt", "checkpoint_id"})
+
+
+async def make(
+    asked: Mapping[str, Any], source: ForkSource, files: FileHistory, registry: Registry
+) -> NewBatch:
+    """The batch that goes on from a checkpoint. It has no idempotency key and no submitter.
+
+    Names are checked while the project still has the version of the execution; of a version that is
+    gone the execution itself says what is wrong.
+
+    Args:
+        asked: the fields of a `ForkRequest`, of whatever form.
+        source: the attempt that it names.
+        files: where the attempt's history is read.
+        registry: the projects as they are now.
+
+    Raises:
+        InvalidSpec: with every problem of form and every unknown name.
+        NotForkable: when the attempt has not ended or left no such fork point.
+        NotFound: when the attempt has no such checkpoint.
+    """
+    given = {key: value for key, value in asked.items() if value is not None}
+    problems = await asyncio.to_thread(_find_bad_forms, given)
+    problems += await _find_unknown_names(given.get("nodes"), source, registry)
+    if problems:
+        raise InvalidSpec(problems[: specs.MAX_PROBLEMS])
+    request = ForkRequest.model_validate(given)
+    checkpoint = await asyncio.to_thread(_find_checkpoint, request, source.trace, files)
+    return await asyncio.to_thread(_make, request, source, checkpoint)
 
 
 def _find_bad_forms(given: Mapping[str, Any]) -> list[Problem]:
     problems: list[Problem] = []
-    checkpoint_id, attempt, state = (given.get(k) for k in ("checkpoint_id", "attempt", "state"))
+    checkpoint_id, state = given.get("checkpoint_id"), given.get("state")
     if not isinstance(checkpoint_id, str) or not 0 < len(checkpoint_id) <= MAX_POINT_CHARS:
         problems.append(Problem("checkpoint_id", "give the id of a checkpoint of the execution"))
-    is_number = isinstance(attempt, int) and not isinstance(attempt, bool)
-    if attempt is not None and not (is_number and 1 <= attempt <= MAX_ATTEMPT):
-        problems.append(Problem("attempt", f"give a whole number from 1 to {MAX_ATTEMPT}"))
     if state is not None and not isinstance(state, dict):
         problems.append(Problem("state", "give a mapping of the graph's state"))
     # What a spec says of a variant and an input holds for these too.
@@ -87,29 +130,7 @@ def _find_bad_forms(given: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-async def make(
-    request: ForkRequest, source: ForkSource, files: FileHistory, registry: Registry
-) -> NewBatch:
-    """The batch that goes on from the checkpoint. It has no idempotency key and no submitter.
-
-    Names are checked while the project still has the version of the execution; of a version that is
-    gone the execution itself says what is wrong.
-
-    Raises:
-        NotForkable: when the attempt has not ended or left no such fork point.
-        NotFound: when the attempt has no such checkpoint.
-        InvalidSpec: with every name that is unknown.
-    """
-    checkpoint = await asyncio.to_thread(_find_checkpoint, request, source.trace, files)
-    problems = await _find_unknown_names(request, source, registry)
-    if problems:
-        raise InvalidSpec(problems)
-    return await asyncio.to_thread(_make, request, source, checkpoint)
-
-
-def _find_checkpoint(
-    request: ForkRequest, trace: Trace, files: FileHistory
-) -> CheckpointSummary:
+def _find_checkpoint(request: ForkRequest, trace: Trace, files: FileHistory) -> CheckpointSummary:
     wanted = request.checkpoint_id
     if trace.attempt == 0:
         raise NotForkable(wanted, f"execution {trace.execution_id} has not run")
@@ -129,7 +150,7 @@ def _find_checkpoint(
 
 
 async def _find_unknown_names(
-    request: ForkRequest, source: ForkSource, registry: Registry
+    nodes: object, source: ForkSource, registry: Registry
 ) -> list[Problem]:
     try:
         project = await registry.get(source.spec["project"])
@@ -137,7 +158,7 @@ async def _find_unknown_names(
         return []
     if project.version != source.trace.project_version:
         return []
-    return find_unknown_nodes(source.variant["graph"], request.nodes, project)
+    return find_unknown_nodes(source.variant["graph"], nodes, project)
 
 
 def _make(request: ForkRequest, source: ForkSource, checkpoint: CheckpointSummary) -> NewBatch:

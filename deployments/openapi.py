@@ -81,13 +81,8 @@ def _make(app: FastAPI, *, secured: bool) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
-    bodies = (
-        BatchSpec,
-        schemas.CancelBody,
-        schemas.RetryBody,
-        schemas.ForkBody,
-        schemas.ProblemDocument,
-    )
+    small = (schemas.CancelBody, schemas.RetryBody, schemas.ForkBody)
+    bodies = (BatchSpec, *small, schemas.ProblemDocument)
     _, found = models_json_schema([(model, "validation") for model in bodies], ref_template=_REF)
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(found["$defs"])

@@ -72,8 +72,9 @@ def check_attempt(attempt: object) -> None:
     Raises:
         InvalidSpec: says what it may be.
     """
-    is_number = isinstance(attempt, int) and not isinstance(attempt, bool)
-    if attempt is not None and not (is_number and 1 <= attempt <= MAX_ATTEMPT):
+    if attempt is None:
+        return
+    if not isinstance(attempt, int) or isinstance(attempt, bool) or not 1 <= attempt <= MAX_ATTEMPT:
         message = f"give a whole number from 1 to {MAX_ATTEMPT}"
         raise InvalidSpec([Problem("attempt", message)])
 

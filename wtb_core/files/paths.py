@@ -6,7 +6,7 @@ _ODD_BYTE = re.compile("[\udc80-\udcff]")
 
 
 def show_path(path: str) -> str:
-    """A path, as `os.fsdecode` gives it, for JSON: a byte that is not UTF-8 as `\\xff`.
+    r"""A path, as `os.fsdecode` gives it, for JSON: a byte that is not UTF-8 as `\xff`.
 
     What was written so cannot be told from a name that has that backslash in it.
     """

@@ -180,6 +180,36 @@ def get(db: sqlite3.Connection, key: str, header: dict[str, Any]) -> Frame:
     return answer, [body, metadata, *(value[2] for value in values), *(w[3] for w in writes)]
 
 
+def list_names(
+    db: sqlite3.Connection, key: str | None, header: dict[str, Any]
+) -> list[tuple[str, str, str]]:
+    """Key, namespace and id of what a saver asks for, in each namespace what was stored last first.
+
+    `before` may name a checkpoint of another namespace of the thread, as LangGraph does when it
+    looks for what a subgraph had stored before a root checkpoint.
+    """
+    wanted: list[str] = []
+    values: list[Any] = []
+    for column, value in (("storage_key", key), ("ns", header["ns"]), ("id", header["id"] or None)):
+        if value is not None:
+            wanted.append(f"{column} = ?")
+            values.append(value)
+    if before := header["before"]:
+        wanted.append(
+            "seq < (SELECT max(seq) FROM checkpoints"
+            " WHERE storage_key = ifnull(?, storage_key) AND id = ?)"
+        )
+        values += [key, before]
+    where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
+    limit = -1 if header["limit"] is None else max(0, header["limit"])
+    found = db.execute(
+        f"SELECT storage_key, ns, id FROM checkpoints{where}"  # noqa: S608 - our own columns
+        " ORDER BY storage_key, ns, seq DESC LIMIT ?",
+        (*values, limit),
+    )
+    return found.fetchall()
+
+
 def delete(db: sqlite3.Connection, key: str) -> None:
     """Delete everything that is stored under a key."""
     for table in ("checkpoints", "channel_values", "writes"):

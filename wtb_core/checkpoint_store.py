@@ -332,24 +332,7 @@ class CheckpointSession:
             check_fence(db, self.scope)
 
     def _list(self, db: sqlite3.Connection, header: dict[str, Any]) -> Frame:
-        wanted: list[str] = []
-        values: list[Any] = []
-        key = self._key(header)
-        for column, comparison, value in (
-            ("storage_key", "=", key),
-            ("ns", "=", header["ns"]),
-            ("id", "=", header["id"]),
-            ("id", "<", header["before"]),
-        ):
-            if value is not None and (value or column != "id"):
-                wanted.append(f"{column} {comparison} ?")
-                values.append(value)
-        where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
-        found = db.execute(
-            f"SELECT storage_key, ns, id FROM checkpoints{where}"  # noqa: S608 - our own columns
-            " ORDER BY storage_key, ns, seq DESC LIMIT ?",
-            (*values, -1 if header["limit"] is None else max(0, header["limit"])),
-        )
+        found = rows.list_names(db, self._key(header), header)
         own = self.scope.execution_id if self.scope else None
         return {"checkpoints": [[own or stored, ns, name] for stored, ns, name in found]}, []
 

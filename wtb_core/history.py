@@ -232,7 +232,11 @@ def find(summaries: Sequence[CheckpointSummary], checkpoint_id: str) -> Checkpoi
                 if summary.ns
                 else "the files at this checkpoint could not be committed"
             )
-            way_out = f"take the root checkpoint before it: {last}" if last else "none before it is"
+            way_out = (
+                f"take the root checkpoint before it: {last}"
+                if last
+                else "there is no root checkpoint before it that could be taken"
+            )
             refused = NotForkable(checkpoint_id, f"{what}; {way_out}")
         if summary.forkable:
             last = summary.checkpoint_id

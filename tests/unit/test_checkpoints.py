@@ -1,6 +1,7 @@
 """The saver, its session and the store, without processes: a session that calls the store."""
 
 import asyncio
+import itertools
 import operator
 import sqlite3
 import threading
@@ -10,6 +11,7 @@ from typing import Annotated, TypedDict
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
@@ -21,11 +23,11 @@ from wtb_core.errors import FenceError, ThreadRefused, Unavailable, WireError
 class LoopSession:
     """A session whose other end runs on an event loop in a thread."""
 
-    def __init__(self, store, scope=None):
+    def __init__(self, store, scope=None, track=None, file_commit=None):
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
-        self.server = store.session(scope)
+        self.server = store.session(scope, track, file_commit)
 
     def _handle(self, header, blobs):
         work = self.server.handle(dict(header), [bytes(blob) for blob in blobs])
@@ -149,6 +151,7 @@ def test_the_async_twins_do_the_same(session):
 
 def put(saver, thread="t", ns="", parent=None, values=None, versions=None, step=1, **metadata):
     checkpoint = empty_checkpoint()
+    checkpoint["id"] = metadata.pop("checkpoint_id", checkpoint["id"])
     checkpoint["channel_values"] = values or {}
     checkpoint["channel_versions"] = versions or {}
     configurable = {"thread_id": thread, "checkpoint_ns": ns}
@@ -356,3 +359,239 @@ def test_a_store_that_cannot_be_opened_says_so(tmp_path):
         asyncio.run(store.raise_fence("e", 1))
     with pytest.raises(Unavailable, match="closed"):
         asyncio.run(store.raise_fence("e", 1))
+
+
+COMMITS = [digit * 64 for digit in "abcdef"]
+
+
+class Tracker:
+    """Gives commits in order; None in the list is a commit that fails."""
+
+    def __init__(self, *commits):
+        self.commits = list(commits)
+        self.asked = []
+
+    async def __call__(self, checkpoint_id):
+        self.asked.append(checkpoint_id)
+        return self.commits.pop(0)
+
+
+@pytest.fixture
+def attempt(store):
+    """A function that opens a session of an attempt that holds the fence."""
+    opened = []
+
+    def open_attempt(*commits, number=1):
+        scope = Scope("e", number)
+        tracker = Tracker(*commits)
+        opened.append(LoopSession(store, scope, tracker, COMMITS[0]))
+        opened[-1].call(store.raise_fence(*scope))
+        return opened[-1], tracker
+
+    yield open_attempt
+    for session in opened:
+        session.close()
+
+
+def named(config):
+    return config["configurable"]["checkpoint_id"]
+
+
+def test_a_commit_is_made_where_a_root_superstep_ends_and_reused_elsewhere(store, attempt):
+    session, tracker = attempt(*COMMITS[1:3])
+    saver = SessionSaver(session)
+    configs = [
+        put(saver, thread="e", source=source, ns=ns)
+        for source, ns in (
+            ("input", ""),
+            ("loop", ""),
+            ("loop", "inner:1"),
+            ("update", ""),
+            ("fork", ""),
+            ("loop", ""),
+            ("input", "inner:2"),
+        )
+    ]
+    assert tracker.asked == [named(configs[1]), named(configs[5])]
+    listed = session.call(store.list_checkpoints("e", 1))
+    assert [found.checkpoint_id for found in listed] == list(map(named, configs))
+    a, b, c = COMMITS[:3]
+    assert [found.file_commit for found in listed] == [a, b, None, b, b, c, None]
+    assert session.server.file_commit == c
+    point = session.call(store.find_resume_point(Scope("e", 1)))
+    assert point.checkpoint_id == named(configs[5])
+
+
+def test_a_commit_that_fails_leaves_its_checkpoint_without_files(store, attempt):
+    session, _ = attempt(COMMITS[1], None, COMMITS[2])
+    saver = SessionSaver(session)
+    sources = ("loop", "loop", "update", "loop", "update")
+    configs = [put(saver, thread="e", source=source) for source in sources]
+    listed = session.call(store.list_checkpoints("e", 1))
+    assert [found.file_commit for found in listed] == [
+        COMMITS[1],
+        None,
+        None,
+        COMMITS[2],
+        COMMITS[2],
+    ]
+    assert saver.get_tuple(configs[1]) is not None
+
+
+def test_the_resume_point_is_the_last_root_checkpoint_with_files(store, attempt):
+    session, _ = attempt(COMMITS[1], None)
+    assert session.call(store.find_resume_point(Scope("e", 1))) is None
+    good, _ = (put(SessionSaver(session), thread="e") for _ in range(2))
+    put(SessionSaver(session), thread="e", ns="inner")
+    assert session.call(store.find_resume_point(Scope("e", 1))).checkpoint_id == named(good)
+
+
+def test_a_zombie_commits_nothing(store, attempt):
+    old, tracker = attempt(COMMITS[1])
+    attempt(number=2)
+    with pytest.raises(FenceError, match="attempt 2 holds"):
+        put(SessionSaver(old), thread="e")
+    assert tracker.asked == []
+
+
+def test_a_fence_that_is_raised_during_the_commit_refuses_the_checkpoint(store):
+    async def overtaken(checkpoint_id):
+        await store.raise_fence("e", 2)
+        return COMMITS[1]
+
+    with closing(LoopSession(store, Scope("e", 1), overtaken)) as session:
+        session.call(store.raise_fence("e", 1))
+        with pytest.raises(FenceError):
+            put(SessionSaver(session), thread="e")
+        assert session.call(store.list_checkpoints("e", 1)) == []
+
+
+def test_the_latest_checkpoint_is_the_one_stored_last_whatever_its_id(session):
+    """A fork holds ids of a node whose clock may have been ahead."""
+    saver = SessionSaver(session)
+    for name, ns in (("2", ""), ("9", "inner"), ("3", ""), ("1", "inner"), ("0", "")):
+        put(saver, ns=ns, checkpoint_id=name)
+    thread = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+    inner = {"configurable": {"thread_id": "t", "checkpoint_ns": "inner"}}
+    assert named(saver.get_tuple(thread).config) == "0"
+    assert [named(found.config) for found in saver.list(thread)] == ["0", "3", "2"]
+    before = {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "3"}}
+    assert [named(found.config) for found in saver.list(thread, before=before)] == ["2"]
+    assert [named(found.config) for found in saver.list(inner, before=before)] == ["9"]
+    assert [named(found.config) for found in saver.list(None, before=before)] == ["2", "9"]
+
+
+def test_a_checkpoint_that_is_stored_again_keeps_its_place(session):
+    saver = SessionSaver(session)
+    for name, step in (("a", 1), ("b", 2), ("a", 3)):
+        put(saver, checkpoint_id=name, step=step)
+    thread = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+    assert [found.metadata["step"] for found in saver.list(thread)] == [2, 3]
+
+
+class Moody:
+    """A value whose type fails whenever it is looked at."""
+
+    def model_dump(self, mode):
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (
+            {"x": [1, {"y": "é"}], "__start__": 1, "branch:to:b": None, "join:a+b:c": {1}},
+            '{"x":[1,{"y":"é"}]}',
+        ),
+        ({"__root__": 7}, "7"),
+        ({}, "{}"),
+        ({"x": b"bytes"}, None),
+        ({"x": float("nan")}, None),
+        ({"x": Moody()}, None),
+        ({"x": "y" * 65_528}, '{"x":"' + "y" * 65_528 + '"}'),
+        ({"x": "y" * 65_529}, None),
+    ],
+)
+def test_a_root_checkpoint_shows_its_state_within_bounds(store, attempt, values, shown):
+    session, _ = attempt(COMMITS[1])
+    serde = JsonPlusSerializer(pickle_fallback=True)
+    put(SessionSaver(session, serde=serde), thread="e", values=values)
+    put(SessionSaver(session, serde=serde), thread="e", ns="inner", values=values)
+    exported = session.call(store.export(Scope("e", 1)))
+    assert [row.shown for row in exported.checkpoints] == [shown, None]
+
+
+def test_a_state_too_large_to_be_shown_is_not_walked_to_its_end(store, attempt):
+    class Endless(dict):
+        def items(self):
+            return ((str(number), "x" * 1000) for number in itertools.count())
+
+    session, _ = attempt(COMMITS[1])
+    put(SessionSaver(session), thread="e", values={"x": Endless()}, new={}, versions={})
+    assert session.call(store.export(Scope("e", 1))).checkpoints[0].shown is None
+
+
+def put_header(**changes):
+    return {
+        "op": "put", "thread_id": "e", "ns": "", "id": "1", "parent": None, "source": "loop",
+        "step": 1, "type": "t", "metadata_type": "t", "versions": {}, "channels": [],
+        "shown": None,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": ""},
+        {"id": "x" * 129},
+        {"id": 7},
+        {"id": "\ud800"},
+        {"ns": "x" * 8193},
+        {"ns": None},
+        {"parent": "x" * 129},
+        {"source": "x" * 129},
+        {"step": 2**63},
+        {"versions": {"x": 1}},
+        {"versions": [1]},
+        {"channels": [["x", "1"]]},
+        {"shown": "{"},
+        {"shown": "[" * 60_000},
+        {"shown": "NaN"},
+        {"shown": "1e999"},
+        {"shown": '"\\ud800"'},
+        {"shown": '"' + "x" * 65_535 + '"'},
+        {"op": "put_writes", "task_path": "", "task_id": "x" * 65_537, "writes": []},
+        {"op": "put_writes", "task_path": "", "task_id": "", "writes": [[2**63, "c", "t"]]},
+    ],
+)
+def test_what_a_put_may_hold_is_bounded_before_files_are_committed(store, attempt, changes):
+    session, tracker = attempt(COMMITS[1])
+    with pytest.raises(WireError):
+        session.request(put_header(**changes), b"", b"")
+    assert tracker.asked == []
+    assert session.call(store.export(Scope("e", 1))).checkpoints == []
+    session.request(put_header(), b"", b"")
+    assert len(tracker.asked) == 1
+
+
+def test_a_frame_without_an_operation_is_no_request(attempt):
+    session, _ = attempt()
+    with pytest.raises(WireError, match="None is no checkpoint request"):
+        session.request({"thread_id": "e"})
+    with pytest.raises(ThreadRefused):
+        session.request({})
+
+
+def test_ended_attempts_are_forgotten_and_the_fence_stays(store, attempt):
+    for number in (1, 2, 3):
+        session, _ = attempt(COMMITS[number], number=number)
+        config = put(SessionSaver(session), thread="e", values={"x": 1}, versions={"x": "1"})
+        SessionSaver(session).put_writes(config, [("x", 1)], "task")
+        session.call(session.server.settle())
+    session.call(store.forget("e", 2))
+    with closing(sqlite3.connect(store.path)) as db:
+        for table in ("checkpoints", "channel_values", "writes"):
+            assert db.execute(f"SELECT storage_key FROM {table}").fetchall() == [("e/3",)]
+    with pytest.raises(FenceError, match="attempt 3 holds"):
+        session.call(store.raise_fence("e", 2))

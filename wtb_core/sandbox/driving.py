@@ -5,7 +5,9 @@ last `values`, and an `__interrupt__` among the `updates` says that the graph wa
 the node runs. Answers are used in order, one per interrupt; a static breakpoint uses one too.
 
 A fork finds the checkpoint it starts from as the latest of its thread: a change of state is applied
-to it, and the graph goes on without input.
+to it, and the graph goes on without input. The first call names that checkpoint: LangGraph then
+runs subgraphs anew from what they had stored before it. Without the name, a subgraph that keeps its
+state between calls would be resumed, and hand back its last answer for a new input.
 """
 
 import asyncio
@@ -14,7 +16,7 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
@@ -165,51 +167,77 @@ def drive(
         "durability": "sync",
     }
     left = deque(answers)
-    state = origin["state"] if origin else None
-    if state is not None:
-        _check_state(graph, state)
-    following = _Next(ended=False, given=None if origin else given)
+    if origin:
+        given = None
+        _check_state(graph, origin["state"])
     if needs_asyncio(graph):
-        return asyncio.run(_drive_async(graph, state, following, config, keywords, left, nodes))
-    if state is not None:
-        with _state_refused():
-            graph.update_state(config, state)
+        return asyncio.run(_drive_async(graph, given, config, keywords, left, nodes, origin))
+    following = _Next(ended=False, given=given)
+    place = _fork(graph, config, origin["state"]) if origin else config
     while True:
         turn = _Turn(nodes)
-        for chunk in graph.stream(following.given, config, **keywords):
+        for chunk in graph.stream(following.given, place, **keywords):
             turn.take(chunk)
         if not turn.waits:
             return turn.latest
         following = _follow(turn, graph.get_state(config), left)
         if following.ended:
             return turn.latest
+        place = config
 
 
 async def _drive_async(
     graph: Pregel[Any, Any, Any, Any],
-    state: dict[str, Any] | None,
-    following: _Next,
+    given: Any,
     config: RunnableConfig,
     keywords: dict[str, Any],
     answers: deque[Any],
     nodes: NodeRecorder,
+    origin: Mapping[str, Any] | None,
 ) -> Any:
-    if state is not None:
-        with _state_refused():
-            await graph.aupdate_state(config, state)
+    following = _Next(ended=False, given=given)
+    place = await _fork_async(graph, config, origin["state"]) if origin else config
     while True:
         turn = _Turn(nodes)
-        async for chunk in graph.astream(following.given, config, **keywords):
+        async for chunk in graph.astream(following.given, place, **keywords):
             turn.take(chunk)
         if not turn.waits:
             return turn.latest
         following = _follow(turn, await graph.aget_state(config), answers)
         if following.ended:
             return turn.latest
+        place = config
 
 
-def _check_state(graph: Pregel[Any, Any, Any, Any], state: dict[str, Any]) -> None:
+def _fork(
+    graph: Pregel[Any, Any, Any, Any], config: RunnableConfig, state: dict[str, Any] | None
+) -> RunnableConfig:
+    """`config` with the checkpoint to go on from: the latest, or the one that `state` makes."""
+    if state is not None:
+        with _state_refused():
+            graph.update_state(config, state)
+    return _at(config, graph.get_state(config))
+
+
+async def _fork_async(
+    graph: Pregel[Any, Any, Any, Any], config: RunnableConfig, state: dict[str, Any] | None
+) -> RunnableConfig:
+    if state is not None:
+        with _state_refused():
+            await graph.aupdate_state(config, state)
+    return _at(config, await graph.aget_state(config))
+
+
+def _at(config: RunnableConfig, snapshot: StateSnapshot) -> RunnableConfig:
+    own = config.get("configurable", {})
+    checkpoint_id = snapshot.config.get("configurable", {})["checkpoint_id"]
+    return {**config, "configurable": {**own, "checkpoint_id": checkpoint_id}}
+
+
+def _check_state(graph: Pregel[Any, Any, Any, Any], state: dict[str, Any] | None) -> None:
     """LangGraph ignores keys that it does not know."""
+    if state is None:
+        return
     if not isinstance(graph, CompiledStateGraph):
         raise StateRefused("a functional-API graph has no state to change, only a StateGraph has")
     known = list(graph.builder.channels)
@@ -221,7 +249,7 @@ def _check_state(graph: Pregel[Any, Any, Any, Any], state: dict[str, Any]) -> No
 
 
 @contextlib.contextmanager
-def _state_refused() -> Iterator[None]:
+def _state_refused() -> Generator[None]:
     try:
         yield
     except MemoryError:

@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 from fastapi import FastAPI, Header, Path, Query, Request
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from deployments import http_errors, openapi, schemas
@@ -31,6 +32,21 @@ POINT: dict[str, Any] = {
     "description": "a checkpoint's id, `base`, `start` or `final`",
 }
 _FILE_PATH = re.compile(rb"/v1/executions/[^/]+/files/(.*)", re.DOTALL)
+
+
+class _AnyPath(Convertor[str]):
+    """The rest of the address, whatever is in it; Starlette's own stops at a line's end."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _AnyPath())
 
 BatchId = Annotated[str, Path(json_schema_extra=ID)]
 ExecutionId = Annotated[str, Path(json_schema_extra=ID)]
@@ -352,7 +368,7 @@ def _add_files(app: FastAPI, ingress: BatchIngress, settings: Settings) -> None:
         return await _render(await ingress.list_files(execution_id, **query.model_dump()))
 
     @app.get(
-        "/v1/executions/{execution_id}/files/{path:path}",
+        "/v1/executions/{execution_id}/files/{path:any}",
         responses=openapi.answers_bytes(404, 422, 503),
         response_class=Response,
     )

@@ -76,10 +76,12 @@ class Store:
         return self.accept(self.make(**fields)).batch_id
 
     def make(self, variants=1, cases=1, *, key=None, digest="d", scores=None, **fields) -> NewBatch:
+        if isinstance(variants, int):
+            variants = [{"name": f"v{i}"} for i in range(variants)]
         spec = specs.parse(
             {
                 "project": "p",
-                "variants": [{"name": f"v{i}"} for i in range(variants)],
+                "variants": variants,
                 "cases": [{"id": f"c{i}", "input": i} for i in range(cases)],
                 "retry": {"backoff": 0},
                 **fields,
@@ -316,6 +318,11 @@ def check_end(batch, items, fold) -> None:
         comparison = fold.comparison()
         assert payload["best_variant"] == comparison["best_variant"]
         assert payload["best_score"] == comparison["best_score"]
+        assert payload["files_tracked"] == sum(
+            item["payload"]["files_tracked"]
+            for item in items
+            if short(item) == "variant_execution_completed"
+        )
     else:
         assert payload["reason"] == batch.cancel_reason
         assert payload["cancelled_by"] == batch.cancelled_by
@@ -331,11 +338,21 @@ def check_progress(store: Store, items) -> None:
 
 
 def check_execution(row, items) -> None:
-    """started 1, failed 1 (will be retried), started 2, ..., and at most one end."""
+    """started 1, failed 1 (will be retried), started 2, ..., and at most one end.
+
+    What was tracked comes right before the end of its attempt, the final commit last and once.
+    """
     state, attempt, ended = "pending", 0, 0
+    tracked = 0
     for item in items:
         kind, payload = short(item).removeprefix("variant_execution_"), item["payload"]
         assert not ended, "an event after the end"
+        if kind.startswith("variant_files_"):
+            assert (state, payload["attempt"]) == ("running", attempt)
+            assert not tracked
+            tracked += kind == "variant_files_tracked"
+            continue
+        tracked = 0
         if kind == "started":
             assert state == "pending"
             attempt += 1

@@ -533,8 +533,17 @@ def test_a_state_too_large_to_be_shown_is_not_walked_to_its_end(store, attempt):
 
 def put_header(**changes):
     return {
-        "op": "put", "thread_id": "e", "ns": "", "id": "1", "parent": None, "source": "loop",
-        "step": 1, "type": "t", "metadata_type": "t", "versions": {}, "channels": [],
+        "op": "put",
+        "thread_id": "e",
+        "ns": "",
+        "id": "1",
+        "parent": None,
+        "source": "loop",
+        "step": 1,
+        "type": "t",
+        "metadata_type": "t",
+        "versions": {},
+        "channels": [],
         "shown": None,
         **changes,
     }

@@ -75,29 +75,8 @@ class Store:
     def submit(self, **fields) -> str:
         return self.accept(self.make(**fields)).batch_id
 
-    def make(self, variants=1, cases=1, *, key=None, digest="d", scores=None, **fields) -> NewBatch:
-        if isinstance(variants, int):
-            variants = [{"name": f"v{i}"} for i in range(variants)]
-        spec = specs.parse(
-            {
-                "project": "p",
-                "variants": variants,
-                "cases": [{"id": f"c{i}", "input": i} for i in range(cases)],
-                "retry": {"backoff": 0},
-                **fields,
-            }
-        )
-        return NewBatch(
-            batch_id=self.new_id("b-"),
-            project_version="1",
-            spec=spec.model_dump(mode="json", exclude={"cases"}),
-            spec_digest=digest,
-            cases=[dict(case) for case in spec.cases],
-            variants=[variant.model_dump(mode="json") for variant in matrix.expand(spec)],
-            evaluators=["score"],
-            scores=scores or {},
-            idempotency_key=key,
-        )
+    def make(self, variants=1, cases=1, **fields) -> NewBatch:
+        return make_batch(self.new_id("b-"), variants, cases, **fields)
 
     def claim(self, replica="r1", claim_id=None, only_batch=None):
         claimant = Claimant(claim_id or self.new_id("k"), replica, f"actor-{replica}")
@@ -238,6 +217,33 @@ class Store:
             self.attempts(batch_id),
             self.events(batch_id),
         )
+
+
+def make_batch(
+    batch_id, variants=1, cases=1, *, key=None, digest="d", scores=None, **fields
+) -> NewBatch:
+    if isinstance(variants, int):
+        variants = [{"name": f"v{i}"} for i in range(variants)]
+    spec = specs.parse(
+        {
+            "project": "p",
+            "variants": variants,
+            "cases": [{"id": f"c{i}", "input": i} for i in range(cases)],
+            "retry": {"backoff": 0},
+            **fields,
+        }
+    )
+    return NewBatch(
+        batch_id=batch_id,
+        project_version="1",
+        spec=spec.model_dump(mode="json", exclude={"cases"}),
+        spec_digest=digest,
+        cases=[dict(case) for case in spec.cases],
+        variants=[variant.model_dump(mode="json") for variant in matrix.expand(spec)],
+        evaluators=["score"],
+        scores=scores or {},
+        idempotency_key=key,
+    )
 
 
 def check_store(store: Store, but: Container[str] = ()) -> None:

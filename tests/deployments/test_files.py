@@ -4,17 +4,21 @@ import asyncio
 import json
 from urllib.parse import quote
 
+import httpx
 import pytest
 from asgi import MAX_BODY_BYTES, connect
 
-from deployments import schemas
-from deployments.batch_ingress import BatchIngress
+from deployments import routes, schemas
+from deployments.batch_ingress import BatchIngress, Settings
 from tests.contract.store_bench import Store, make_template
 from tests.deployments.fakes import FakeHandle
-from tests.left_behind import AFTER, BEFORE, LeftBehind, Projects
+from tests.left_behind import AFTER, BEFORE, ODD, LeftBehind, Projects
 from wtb_core import forks
+from wtb_core.clients import HandleClient, HttpClient
+from wtb_core.data import DataDir
 from wtb_core.errors import NotAFile, NotForkable, NotFound
 from wtb_core.store import views
+from wtb_core.testbench import AsyncTestBench
 
 
 @pytest.fixture(scope="module")
@@ -340,3 +344,53 @@ def test_handles_get_bytes_and_our_errors(ingress, execution):
 
 def test_the_body_of_a_fork_is_documented_whole():
     assert schemas.ForkBody.model_fields.keys() == forks.ForkRequest.model_fields.keys()
+
+
+def connect_over_http(ingress):
+    app = routes.build(ingress, Settings(DataDir("/nowhere"), "/", [], 1, MAX_BODY_BYTES, {}), {})
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 50_000))
+    return HttpClient("http://127.0.0.1", transport=transport)
+
+
+def connect_over_a_handle(ingress):
+    names = ("fork_execution", "list_checkpoints", "list_files", "read_file")
+    return HandleClient(FakeHandle(**{name: getattr(ingress, name) for name in names}))
+
+
+@pytest.mark.parametrize("connect_client", [connect_over_http, connect_over_a_handle])
+def test_a_bench_reads_and_forks_whatever_the_way(
+    ingress, store, execution, connect_client, monkeypatch
+):
+    for module in ("http", "handle"):
+        monkeypatch.setattr(f"wtb_core.clients.{module}.PAGE", 2)
+
+    async def run():
+        bench = AsyncTestBench(connect_client(ingress), "here")
+        checkpoints = await bench.checkpoints(execution)
+        assert [item["checkpoint_id"] for item in checkpoints][::5] == ["c-0", "c-3"]
+        found = await bench.files(execution, diff=True)
+        assert found.keys() == {"execution_id", "attempt", "from", "to", "counts", "items"}
+        assert [item["change"] for item in found["items"]].count("created") == 2
+        assert (await bench.files(execution, "c-1", "c-2"))["counts"]["modified"] == 1
+        assert await bench.read_file(execution, "src/gcd.py", "base") == BEFORE
+        assert await bench.read_file(execution, ODD, attempt=1) == b"\0\1\2"
+        for path in ("../../batches", "src//gcd.py", "./src/gcd.py", "nosuch", "/etc/passwd"):
+            with pytest.raises(NotFound, match="file"):
+                await bench.read_file(execution, path)
+        with pytest.raises(NotAFile):
+            await bench.read_file(execution, "etc")
+        with pytest.raises(NotForkable):
+            await bench.fork(execution, "sub")
+        first = await bench.fork(execution, "c-2", {"a": 1}, {"propose": "flip"}, {"n": 2}, 1, "k")
+        assert (
+            await bench.fork(execution, "c-2", {"a": 1}, {"propose": "flip"}, {"n": 2}, 1, "k")
+            == first
+        )
+        return first
+
+    batch_id = asyncio.run(run())
+
+    assignment = store.claim()
+    assert assignment.batch_id == batch_id
+    assert assignment.origin.state == {"a": 1}
+    assert (assignment.variant.nodes, assignment.variant.config) == ({"propose": "flip"}, {"n": 2})

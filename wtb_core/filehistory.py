@@ -6,7 +6,9 @@ that somebody gave.
 """
 
 import json
+import time
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +28,9 @@ MAX_PAGE_DIFF_BYTES = 4 * 1024**2
 MAX_PAGE_STATE_BYTES = 16 * 1024**2
 MAX_READ_BYTES = 64 * 1024**2
 MAX_POINT_CHARS = 128
+MAX_PAGE_DIFF_S = 2.0
 KEPT_BASES = 4
+KEPT_COMPARISONS = 4
 
 
 class StoredFile(NamedTuple):
@@ -45,6 +49,7 @@ class FileHistory:
         self._blobs = blobs
         self._versions = versions
         self._get_base = lru_cache(KEPT_BASES)(self._read_base)
+        self._get_changes = lru_cache(KEPT_COMPARISONS)(self._compare)
 
     def list_checkpoints(
         self, trace: Trace, limit: int = 100, cursor: str | None = None
@@ -85,7 +90,8 @@ class FileHistory:
         """A page of the paths that differ between two points, in their order.
 
         With `diff` each file of at most `MAX_DIFF_BYTES` has its unified diff, and a page ends
-        early when they grow large. The counts are those of all pages.
+        early when they grow large or take long: two texts can be made to cost seconds. The counts
+        are those of all pages.
 
         Returns:
             `{attempt, from, to, items: [{path, change, kind, size_before, size_after, mode_before,
@@ -96,21 +102,19 @@ class FileHistory:
         """
         check_limit(limit)
         first = parse_cursor(cursor) or 0
-        base = self._get_base(trace.project_version)
-        changes = compare(
-            self._load_commit(trace, start, base),
-            self._load_commit(trace, end, base),
-            base,
-            self._blobs,
-        )
+        before, after = self._find_commit_id(trace, start), self._find_commit_id(trace, end)
+        changes = self._get_changes(trace.project_version, before, after)
         items: list[dict[str, Any]] = []
         size = 0
+        deadline = time.monotonic() + MAX_PAGE_DIFF_S
         for change in changes[first : first + limit]:
             item = self._describe(change, diff=diff)
             size += len((item["diff"] or "").encode())
             if items and size > MAX_PAGE_DIFF_BYTES:
                 break
             items.append(item)
+            if time.monotonic() > deadline:
+                break
         counts = Counter(change.change for change in changes)
         last = first + len(items)
         page = make_page(items, last if last < len(changes) else None)
@@ -131,7 +135,8 @@ class FileHistory:
         """
         base = self._get_base(trace.project_version)
         try:
-            entry = find_entry(self._load_commit(trace, at, base), base, path)
+            commit = self._load_commit(self._find_commit_id(trace, at), base)
+            entry = find_entry(commit, base, path)
         except NotFound as error:
             raise NotFound(error.noun, show_path(error.key)) from None
         if entry.kind == "directory":
@@ -177,9 +182,18 @@ class FileHistory:
         self._blobs.size(trace.history)
         return read_summary(self._blobs.path(trace.history))
 
-    def _load_commit(self, trace: Trace, point: str, base: BaseTree) -> Commit:
+    def _compare(self, version: str, before: str | None, after: str | None) -> Sequence[FileChange]:
+        base = self._get_base(version)
+        old, new = self._load_commit(before, base), self._load_commit(after, base)
+        return compare(old, new, base, self._blobs)
+
+    def _load_commit(self, commit_id: str | None, base: BaseTree) -> Commit:
+        return Commit(base.version) if commit_id is None else decode(self._blobs.get(commit_id))
+
+    def _find_commit_id(self, trace: Trace, point: str) -> str | None:
+        """The commit at a point; null is the base, which is no commit."""
         if point == "base":
-            return Commit(base.version)
+            return None
         if point == "start":
             digest = trace.start_commit_id
         elif point == "final":
@@ -189,7 +203,7 @@ class FileHistory:
         if digest is None:
             where = f"{trace.execution_id} at {point[:MAX_POINT_CHARS]}"
             raise NotFound("file commit of execution", where)
-        return decode(self._blobs.get(digest))
+        return digest
 
     def _find_commit_of(self, trace: Trace, checkpoint_id: str) -> str | None:
         for summary in self._read_summary(trace):

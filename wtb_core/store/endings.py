@@ -33,6 +33,8 @@ PROGRESS_INTERVAL_MS = 1_000
 CANCEL_CHUNK = 2_000
 MAX_PATHS = 200
 MAX_TRACKING_FAILURES = 20
+MAX_FAILED_FILES = 20
+MAX_MESSAGE_CHARS = 2_000
 _BACKOFF_FACTOR = 2.0
 _MAX_BACKOFF_MS = 300_000
 
@@ -386,8 +388,8 @@ def _bound_failures(failures: Sequence[TrackingFailure]) -> list[dict[str, Any]]
     told: list[dict[str, Any]] = [
         {
             "checkpoint_id": failure.checkpoint_id,
-            "failed_files": [show_path(path) for path in failure.failed_files[:MAX_PATHS]],
-            "error_message": show_path(failure.error_message),
+            "failed_files": [show_path(path) for path in failure.failed_files[:MAX_FAILED_FILES]],
+            "error_message": show_path(failure.error_message[:MAX_MESSAGE_CHARS]),
         }
         for failure in failures[:MAX_TRACKING_FAILURES]
     ]

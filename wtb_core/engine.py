@@ -20,6 +20,7 @@ from wtb_core.attempts import MAX_LOG_BYTES, Assignment, Evaluation, Failure, Ou
 from wtb_core.checkpoint_store import CheckpointSession, CheckpointStore, Scope
 from wtb_core.errors import FenceError, WtbError
 from wtb_core.files.blobs import BlobStore
+from wtb_core.files.copying import copy_tree
 from wtb_core.parameters import LOG_STREAMS
 from wtb_core.redaction import Redactor
 from wtb_core.sandbox import workspaces
@@ -227,7 +228,7 @@ class _Attempt:
         workspace = self.directory / "workspace"
         if self.directory.exists():  # the same attempt, begun by a process that died
             workspaces.remove_tree(self.directory)
-        workspaces.copy_tree(setup.workspace, workspace)
+        copy_tree(setup.workspace, workspace, reflink=False)
         for name in ("home", "tmp"):
             (self.directory / name).mkdir()
         workspaces.write_files(workspace, self.assignment.variant.files)

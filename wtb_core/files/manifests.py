@@ -6,7 +6,6 @@ part of it, so the same content always has the same digest.
 """
 
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from wtb_core.files.blobs import BlobStore
+from wtb_core.files.copying import copy_file, for_each
 
 DIRECTORY_MODE = 0o755
 EXECUTABLE_MODE = 0o755
@@ -77,17 +77,27 @@ def iterate_stamps(root: Path, skip: Skip) -> Iterator[Stamp]:
 
 
 def materialise(manifest: Manifest, blobs: BlobStore, target: Path) -> None:
-    """Make the tree of `manifest` in the new directory `target`."""
+    """Make the tree of `manifest` in the new directory `target`, whatever the umask."""
     target.mkdir(parents=True)
+    target.chmod(DIRECTORY_MODE)
+    files: list[tuple[str, Entry]] = []
     for name, entry in manifest.items():
-        path = target / name
-        if entry.kind == "directory":
-            path.mkdir()
+        if entry.kind == "file":
+            files.append((f"{target}/{name}", entry))
         elif entry.kind == "link":
-            path.symlink_to(entry.target or "")
+            (target / name).symlink_to(entry.target or "")
         else:
-            shutil.copyfile(blobs.path(entry.blob or ""), path)
-            path.chmod(EXECUTABLE_MODE if entry.executable else FILE_MODE)
+            (target / name).mkdir()
+            (target / name).chmod(DIRECTORY_MODE)
+
+    def copy(file: tuple[str, Entry]) -> None:
+        path, entry = file
+        mode = EXECUTABLE_MODE if entry.executable else FILE_MODE
+        copy_file(blobs.path(entry.blob or ""), path, mode, reflink=False)
+
+    errors = for_each(copy, files)
+    if errors:
+        raise errors[0]
 
 
 def _check_text(name: str, text: str) -> None:

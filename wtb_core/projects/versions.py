@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from wtb_core.errors import ProjectError
 from wtb_core.files.blobs import BlobStore
+from wtb_core.files.copying import copy_tree
 from wtb_core.files.manifests import Entry, Manifest, Stamp, materialise, scan
 from wtb_core.projects.definition import ProjectFile
 from wtb_core.projects.environment import read_environment
@@ -144,7 +145,7 @@ class ProjectVersions:
             base, workspace = directory / "base", directory / "workspace"
             await asyncio.to_thread(self._fill, ingested, base)
             setup = _make_setup(ingested, base, "building")
-            await asyncio.to_thread(workspaces.copy_tree, setup.workspace, workspace)
+            await asyncio.to_thread(copy_tree, setup.workspace, workspace, reflink=False)
             reference = ingested.definition.build or ""
             problem = await self._build(setup, reference, workspace, directory / "process")
             if problem is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from wtb_core.attempts import Evaluation
 from wtb_core.errors import SetupError, WireError
-from wtb_core.sandbox import workspaces
+from wtb_core.files.copying import copy_tree
 from wtb_core.sandbox.runs import Ended, Run
 from wtb_core.sandbox.supervisor import Supervisor, describe_status, read_tail
 from wtb_core.sandbox.wire import Frame
@@ -107,7 +107,7 @@ class _Handler:
                 self._scores.take(header)
             case "workspace":
                 if not await asyncio.to_thread(self._copy.exists):
-                    await asyncio.to_thread(workspaces.copy_tree, self._workspace, self._copy)
+                    await asyncio.to_thread(copy_tree, self._workspace, self._copy, reflink=False)
                 return {"path": str(self._copy)}, []
             case operation:
                 raise WireError(f"{operation!r} is no request of an evaluator")

@@ -1,4 +1,4 @@
-"""An attempt's directories: copied, written into, and removed again.
+"""An attempt's directories: written into, and removed again.
 
 Paths of variants and cases never lead out of the workspace: each part is opened without following
 links. A link in a workspace stays a link.
@@ -18,38 +18,6 @@ from wtb_core.redaction import Redactor
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def copy_tree(source: Path | None, target: Path) -> None:
-    """A copy of `source`, modes kept and links kept as links; empty without a source.
-
-    Sockets, pipes and devices are left out: they are not files to work on.
-
-    Raises:
-        SetupError: when something cannot be copied; says what.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source is None:
-            target.mkdir()
-        else:
-            shutil.copytree(source, target, symlinks=True, ignore=_special_files)
-    except shutil.Error as error:
-        failed = error.args[0]
-        path, _, reason = failed[0]
-        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        raise SetupError("workspace", f"{path} cannot be copied: {reason}{more}") from error
-    except OSError as error:
-        raise SetupError("workspace", f"{error.filename or source}: {error.strerror}") from error
-
-
-def _special_files(directory: str, _names: list[str]) -> list[str]:
-    with os.scandir(directory) as entries:
-        return [
-            entry.name
-            for entry in entries
-            if not (entry.is_symlink() or entry.is_dir() or entry.is_file())
-        ]
 
 
 def write_files(root: Path, files: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage
 from pydantic import BaseModel
 
 from wtb_core.errors import InvalidOutput
-from wtb_core.sandbox.rendering import render
+from wtb_core.sandbox.rendering import render, render_within
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 json_values = st.recursive(
@@ -166,3 +166,20 @@ def test_the_size_of_a_huge_value_is_told_without_holding_its_text():
 def test_the_root_names_what_is_rendered():
     with pytest.raises(InvalidOutput, match=r"^state\.x: "):
         render({"x": b""}, root="state")
+
+
+@given(value=json_values, limit=st.integers(0, 60))
+def test_what_is_rendered_within_a_limit_is_the_same_text_or_nothing(value, limit):
+    whole = render(value)
+
+    assert render_within(value, limit) == (whole if len(whole.encode()) <= limit else None)
+
+
+def test_a_value_that_fails_when_it_is_looked_at_is_not_rendered_within():
+    class Failing(dict):
+        def items(self):
+            raise KeyError("no")
+
+    assert render_within({"x": {1, 2}, "y": [Failing()]}, 1000) is None
+    assert render_within({"x": object()}, 1000) is None
+    assert render_within({"x": {1, 2}}, 1000) == '{"x":[1,2]}'

@@ -30,6 +30,7 @@ from wtb_core.store.records import ForkSource, NewBatch, Trace
 from wtb_core.submission import find_unknown_nodes
 
 MAX_ATTEMPT = 1_000
+MAX_STATE_CHARS = 8 * 2**20
 
 
 class ForkRequest(BaseModel):
@@ -111,6 +112,7 @@ async def make(
     if problems:
         raise InvalidSpec(problems[: specs.MAX_PROBLEMS])
     request = ForkRequest.model_validate(given)
+    await asyncio.to_thread(_check_size, request)
     checkpoint = await asyncio.to_thread(_find_checkpoint, request, source.trace, files)
     return await asyncio.to_thread(_make, request, source, checkpoint)
 
@@ -129,6 +131,14 @@ def _find_bad_forms(given: Mapping[str, Any]) -> list[Problem]:
         place = path.replace("cases[0].input", "state", 1).replace("variants[0].", "", 1)
         problems.append(Problem(place, message))
     return problems
+
+
+def _check_size(request: ForkRequest) -> None:
+    """A state is kept with its batch, which is read at every claim."""
+    size = len(json.dumps(request.state))
+    if size > MAX_STATE_CHARS:
+        message = f"it has {size} characters as JSON, more than {MAX_STATE_CHARS}"
+        raise InvalidSpec([Problem("state", message)])
 
 
 def _find_checkpoint(request: ForkRequest, trace: Trace, files: FileHistory) -> CheckpointSummary:

@@ -266,6 +266,13 @@ def test_a_state_is_json(store, left, parent, state):
     assert caught.value.problems[0].path.startswith("state")
 
 
+def test_a_state_has_a_size(store, left, parent, monkeypatch):
+    monkeypatch.setattr(forks, "MAX_STATE_CHARS", 12)
+    make(store, left, f"{parent}-0", state={"a": "1234"})
+    with pytest.raises(InvalidSpec, match="13 characters"):
+        make(store, left, f"{parent}-0", state={"a": "12345"})
+
+
 def test_names_are_left_to_the_execution_when_the_version_is_gone(store, left, parent):
     batch = make(store, left, f"{parent}-0", version="f" * 64, nodes={"nosuch": "flip"})
 

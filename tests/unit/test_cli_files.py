@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from rich.console import Console
-from test_cli import Server, wtb  # noqa: F401 - a fixture
+from test_cli import EXECUTION, Server, wtb  # noqa: F401 - a fixture
 
 from wtb_core.display import print_changes, print_diff
 
@@ -268,3 +268,17 @@ def test_a_fork_can_be_followed(run, server):
 def test_wrong_usage_exits_2_and_asks_for_nothing(run, server, arguments):
     assert run(*arguments).exit_code == 2
     assert server.asked == []
+
+
+def test_a_fork_is_shown_as_one(wtb, server):  # noqa: F811
+    origin = {"execution_id": "b-1-0", "attempt": 1, "checkpoint_id": "c\x1b[1m-2"}
+    server.answer_batch(forked_from=origin)
+    done = wtb("batch", "show", "b-1", "--url", server.url)
+    assert "forked from   b-1-0, checkpoint c-2\n" in done.stdout
+
+
+def test_what_could_not_be_tracked_is_shown(run, server):
+    failure = {"checkpoint_id": None, "failed_files": ["a"], "error_message": "no \x1b[2Jspace"}
+    answer = {**EXECUTION, "tracking_failures": [failure]}
+    server.answer("GET", "/v1/executions/b-1-0", answer)
+    assert "files could not be tracked: no space\n" in run("show", "b-1-0").stdout

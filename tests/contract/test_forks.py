@@ -267,9 +267,9 @@ def test_a_state_is_json(store, left, parent, state):
 
 
 def test_a_state_has_a_size(store, left, parent, monkeypatch):
-    monkeypatch.setattr(forks, "MAX_STATE_CHARS", 12)
+    monkeypatch.setattr(forks, "MAX_STATE_CHARS", 13)
     make(store, left, f"{parent}-0", state={"a": "1234"})
-    with pytest.raises(InvalidSpec, match="13 characters"):
+    with pytest.raises(InvalidSpec, match="14 characters"):
         make(store, left, f"{parent}-0", state={"a": "12345"})
 
 

@@ -117,6 +117,12 @@ def test_any_two_points_are_compared(left, trace, start, end, expected):
     assert changes(left.files.list_changes(trace, start, end)) == expected
 
 
+def test_a_point_is_a_checkpoint_of_the_root(left, trace):
+    rows = [left.checkpoint("x", None, ns="inner:1"), left.checkpoint("x", left.middle)]
+    shadowed = trace._replace(history=left.keep(*rows))
+    assert changes(left.files.list_changes(shadowed, "start", "x")) == {"src/gcd.py": "modified"}
+
+
 def test_a_diff_is_text_where_there_is_text(left, trace):
     page = left.files.list_changes(trace, diff=True)
 

@@ -37,7 +37,7 @@ Round = Callable[[Path], Awaitable[None]]
 
 def make_tree(root: Path, files: int) -> None:
     """A tree of `files` files, up to fifty in a directory; the same for the same number."""
-    numbers = random.Random(SEED)  # noqa: S311 - not for secrets
+    numbers = random.Random(SEED)
     for index in range(files):
         directory = root / f"part-{index // 2500}" / f"d{index // 50}"
         directory.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def overlay_round(
 def plain_round(base: Path, changes: dict[str, str], copy: Callable[[Path, Path], None]) -> Round:
     """A round with a tree of its own, scanned for what changed by its times and sizes."""
 
-    async def run(directory: Path) -> None:
+    def run(directory: Path) -> None:
         copy(base, directory)
         began = time.time_ns()
         for path, text in changes.items():
@@ -102,7 +102,10 @@ def plain_round(base: Path, changes: dict[str, str], copy: Callable[[Path, Path]
             raise RuntimeError(f"{len(found)} paths were found")
         shutil.rmtree(directory)
 
-    return run
+    async def run_in_thread(directory: Path) -> None:
+        await asyncio.to_thread(run, directory)
+
+    return run_in_thread
 
 
 def copy_plainly(source: Path, target: Path) -> None:
@@ -174,9 +177,7 @@ def main() -> None:
     )
     parser.add_argument("--files", type=int, nargs="+", default=[50, 5_000, 50_000])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument(
-        "--dir", type=Path, default=Path.cwd(), help="on the file system to measure"
-    )
+    parser.add_argument("--dir", type=Path, default=Path.cwd(), help="where to work")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix=".forks-", dir=options.dir) as folder:

@@ -6,7 +6,7 @@ from wtb_core.attempts import TrackedFiles, TrackingFailure
 from wtb_core.errors import TrackingError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.files.commits import BaseTree, Commit
-from wtb_core.files.diffs import compare
+from wtb_core.files.diffs import FileChange, compare
 from wtb_core.files.paths import show_path
 
 MAX_SHOWN_PATHS: Final = 200
@@ -52,7 +52,8 @@ class AttemptCommits:
         ended_badly = bool(self.failures) and self.failures[-1].checkpoint_id is None
         if self._start is None or self._last is None or ended_badly:
             return None
-        changes = [] if self._last is self._start else compare(self._start, self._last, base, blobs)
+        changes = compare(self._start, self._last, base, blobs)
+        changes = [change for change in changes if not _is_directory(change)]
         kinds = [change.change for change in changes]
         return TrackedFiles(
             file_commit_id=self._last.id,
@@ -63,3 +64,7 @@ class AttemptCommits:
             size_bytes=sum(change.size_after or 0 for change in changes),
             paths=[show_path(change.path) for change in changes[:MAX_SHOWN_PATHS]],
         )
+
+
+def _is_directory(change: FileChange) -> bool:
+    return {change.kind_before, change.kind_after} <= {"directory", None}

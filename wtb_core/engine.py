@@ -33,6 +33,7 @@ from wtb_core.sandbox import audit, leftovers
 from wtb_core.sandbox.audit import BaseGuard
 from wtb_core.sandbox.evaluating import evaluate
 from wtb_core.sandbox.ladder import Grade, Sandbox
+from wtb_core.sandbox.ownership import Owner
 from wtb_core.sandbox.processes import Place, SandboxProcess, describe_status
 from wtb_core.sandbox.runs import Ended, NodeLog, Run
 from wtb_core.sandbox.setup import ProjectSetup
@@ -45,7 +46,7 @@ ZYGOTE_IDLE_S = 600.0
 MAX_DISK_BYTES = 16 * 1024**3
 """How much an attempt may have on disk: files it changed, its home and its temporary files."""
 
-_RETIRE_EVERY_S = 30.0
+_UPKEEP_S = 30.0
 _DISK_LOOK_S = 1.0
 _DISK_LOOK_SHARE = 0.02
 _MIN_FREE_BYTES = 256 * 1024**2
@@ -69,6 +70,8 @@ class Engine:
     ) -> None:
         self.runs = runs.absolute()
         self.sandbox = sandbox
+        self.owner = Owner(self.runs.parent / "owners")
+        self._zygotes = self.runs.parent / "zygotes"
         self._layers_path = self.runs.parent / "layers"
         self.layers = LayerCache(self._layers_path, blobs)
         self.blobs = blobs
@@ -79,7 +82,7 @@ class Engine:
         self._attempts: dict[tuple[str, int], asyncio.Task[Outcome]] = {}
         self._reasons: dict[tuple[str, int], str] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._retiring: asyncio.Task[None] | None = None
+        self._upkeep: asyncio.Task[None] | None = None
 
     async def execute(self, assignment: Assignment) -> Outcome:
         """The outcome of one attempt.
@@ -118,8 +121,9 @@ class Engine:
 
     async def close(self) -> None:
         """Cancel what runs, end all processes, finish what was begun in the background."""
-        if self._retiring is not None:
-            self._retiring.cancel()
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.wait([self._upkeep])
         running = list(self._attempts.values())
         for task in running:
             task.cancel()
@@ -129,6 +133,7 @@ class Engine:
         await asyncio.gather(*(supervisor.close() for supervisor in supervisors))
         while self._background:
             await asyncio.gather(*self._background)
+        self.owner.close()
 
     async def forget(self, assignment: Assignment) -> None:
         """Delete the live checkpoints of attempts up to this one, whose end has been recorded.
@@ -153,8 +158,8 @@ class Engine:
         idle = [k for k, other in self._supervisors.items() if not other.users]
         for old in idle[: max(0, len(self._supervisors) - MAX_ZYGOTES)]:
             self._retire(old)
-        if self._retiring is None:
-            self._retiring = asyncio.create_task(self._retire_idle())
+        if self._upkeep is None:
+            self._upkeep = asyncio.create_task(self._keep_up())
         return shared
 
     def drop(self, shared: "Shared") -> None:
@@ -164,7 +169,8 @@ class Engine:
 
     def _share(self, setup: ProjectSetup, guard: BaseGuard) -> "Shared":
         name = f"{os.getpid()}-{setup.project}-{setup.version[:16]}-{secrets.token_hex(4)}"
-        directory = self.runs.parent / "zygotes" / name
+        directory = self._zygotes / name
+        self.owner.make(directory)
         places = (directory, self.runs, [self._layers_path])
         supervisor = Supervisor(self.sandbox, setup, *places)
         base = BaseTree(setup.version, setup.files)
@@ -174,12 +180,19 @@ class Engine:
     def _retire(self, key: tuple[str, str]) -> None:
         self.start_background(self._supervisors.pop(key).supervisor.close())
 
-    async def _retire_idle(self) -> None:
+    async def _keep_up(self) -> None:
+        """Remove what processes that were killed left, and end what has long been idle."""
         while True:
-            await asyncio.sleep(_RETIRE_EVERY_S)
+            await finish_in_thread(self._sweep)
+            await asyncio.sleep(_UPKEEP_S)
             for key, shared in list(self._supervisors.items()):
                 if not shared.users and self.clock() - shared.used_at > ZYGOTE_IDLE_S:
                     self._retire(key)
+
+    def _sweep(self) -> None:
+        swept = self.owner.sweep([*self.runs.glob("*/*"), *self._zygotes.glob("*")])
+        if swept:
+            _log.info("%d directories of processes that were killed are removed", swept)
 
     def start_background(self, work: Awaitable[None]) -> None:
         """Do `work` beside the attempts; `close` waits for it."""
@@ -304,8 +317,9 @@ class _Attempt:
     def _make_directories(self, workspace: Workspace, below: Commit | None) -> None:
         if self.directory.exists():  # the same attempt, begun by a process that died
             leftovers.remove_tree(self.directory)
+        self.engine.owner.make(self.directory)
         for name in ("home", "tmp"):
-            (self.directory / name).mkdir(parents=True)
+            (self.directory / name).mkdir()
         files = {**self.assignment.variant.files, **self.assignment.case.get("files", {})}
         workspace.make(files, below)
 

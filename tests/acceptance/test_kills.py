@@ -1,0 +1,196 @@
+"""Nothing stays behind: no process, mount, directory or descriptor, whatever is killed.
+
+`WTB_KILLS=1000` runs as many executions; without it the run is short.
+"""
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import yaml
+
+from wtb_core.demo import find_free_port, serving, wait_until_ready
+from wtb_core.testbench import TestBench
+
+EXECUTIONS = int(os.environ.get("WTB_KILLS", "150"))
+CHILD_EVERY_S = 0.4
+REPLICA_EVERY_S = 12.0
+GRAPH = """
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import TypedDict
+
+from langgraph.graph import END, START, StateGraph
+
+
+class State(TypedDict, total=False):
+    n: int
+
+
+def write(state):
+    Path("made.txt").write_text(str(state["n"]))
+    subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    return {}
+
+
+def step(state):
+    time.sleep(0.05)
+    return {"n": int(Path("made.txt").read_text()) + 1}
+
+
+def build():
+    graph = StateGraph(State)
+    graph.add_node("write", write)
+    graph.add_node("step", step)
+    graph.add_edge(START, "write")
+    graph.add_edge("write", "step")
+    graph.add_edge("step", END)
+    return graph
+"""
+
+
+def write_config(folder: Path, port: int) -> Path:
+    project = folder / "projects" / "steps"
+    (project / "workspace").mkdir(parents=True)
+    (project / "workspace" / "base.txt").write_text("base")
+    (project / "graph.py").write_text(GRAPH)
+    definition = {"name": "steps", "graph": "./graph.py:build", "workspace": "./workspace"}
+    (project / "project.yaml").write_text(yaml.safe_dump(definition))
+    application = {
+        "name": "wtb",
+        "route_prefix": "/",
+        "import_path": "deployments.app:build_app",
+        "args": {"root": str(folder), "projects": ["projects/*/project.yaml"]},
+    }
+    config = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [application],
+    }
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def find_sandboxed(folder: Path) -> list[psutil.Process]:
+    """Processes beside or of user code: all have the HOME of a zygote below the folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("HOME", "").startswith(str(folder)):
+                found.append(process)
+    return found
+
+
+def find_replicas(service_pid: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(service_pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "VariantExecutor" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def killing(folder: Path, service_pid: int) -> Iterator[Counter[str]]:
+    """Kill a random process of user code every moment, and now and then a replica."""
+    chosen = random.Random(4)
+    counts: Counter[str] = Counter()
+    ended = threading.Event()
+
+    def kill(kind: str, processes: list[psutil.Process]) -> None:
+        if processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                chosen.choice(processes).kill()
+                counts[kind] += 1
+
+    def run() -> None:
+        next_replica = time.monotonic() + REPLICA_EVERY_S / 2
+        while not ended.wait(CHILD_EVERY_S):
+            kill("sandboxed", find_sandboxed(folder))
+            if time.monotonic() > next_replica:
+                kill("replica", find_replicas(service_pid))
+                next_replica = time.monotonic() + REPLICA_EVERY_S
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield counts
+    finally:
+        ended.set()
+        thread.join()
+
+
+def list_leftovers(data: Path) -> list[str]:
+    """Attempts' directories, and those of zygotes whose process is gone."""
+    left = [str(path) for path in (data / "runs").glob("*/*")]
+    alive = {path.name.partition("-")[0] for path in (data / "owners").iterdir()}
+    zygotes = (data / "zygotes").iterdir()
+    return left + [str(path) for path in zygotes if path.name.partition("-")[0] not in alive]
+
+
+def wait_for_none(find, deadline_s: float) -> None:
+    end = time.monotonic() + deadline_s
+    while found := find():
+        assert time.monotonic() < end, found
+        time.sleep(0.5)
+
+
+def find_mounts(folder: Path) -> list[str]:
+    found = []
+    for mounts in Path("/proc").glob("[0-9]*/mountinfo"):
+        with contextlib.suppress(OSError):
+            found += [line for line in mounts.read_text().splitlines() if str(folder) in line]
+    return found
+
+
+def list_special_descriptors(pid: int) -> list[str]:
+    """Handles of processes and namespaces that a replica has open."""
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(entry.readlink()))
+    kinds = ("mnt:", "pid:", "net:", "ipc:")
+    return [link for link in links if link.startswith(kinds) or "pidfd" in link]
+
+
+def test_kills_leave_nothing_behind(tmp_path: Path) -> None:
+    port = find_free_port()
+    url = f"http://127.0.0.1:{port}"
+    config = write_config(tmp_path, port)
+    spec = {
+        "project": "steps",
+        "variants": [{"name": "only"}],
+        "cases": [{"input": {"n": n}} for n in range(EXECUTIONS)],
+        "retry": {"max_attempts": 50, "backoff": "0.1s", "on": ["crash", "lost"]},
+        "workspace": {"keep": "never"},
+    }
+    with serving(config, tmp_path / "service.log") as service:
+        wait_until_ready(url, service, tmp_path / "service.log")
+        with TestBench.connect(url) as bench:
+            batch_id = bench.submit(spec)
+            with killing(tmp_path, service.pid) as counts:
+                result = bench.results(batch_id)
+                rows = list(result) if not hasattr(result, "executions") else result.executions
+            ends = Counter(
+                row["failure"]["kind"] if row["failure"] else row["status"] for row in rows
+            )
+            # A process that is killed before user code starts is the infrastructure's fault.
+            assert ends["succeeded"] + ends["setup"] == EXECUTIONS, ends
+            assert ends["succeeded"] > EXECUTIONS * 0.8
+            assert counts["sandboxed"] > 10
+            wait_for_none(lambda: list_leftovers(tmp_path / ".wtb"), 90)
+            sleeping = lambda: [p for p in find_sandboxed(tmp_path) if p.name() == "sleep"]  # noqa: E731
+            wait_for_none(sleeping, 10)
+            for replica in find_replicas(service.pid):
+                wait_for_none(lambda pid=replica.pid: list_special_descriptors(pid), 10)
+    wait_for_none(lambda: find_sandboxed(tmp_path), 10)
+    assert find_mounts(tmp_path) == []

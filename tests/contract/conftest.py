@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from levels import LEVELS, find_obstacle
 from sandbox_bench import Bench
 from store_bench import Store, check_store, make_template
 
@@ -71,6 +72,24 @@ def scored(bench):
     evaluators = {name: f"./evaluators.py:{name}" for name in names}
     bench.add("scored", "scored", {"default": "./graphs.py:builder"}, evaluators=evaluators)
     return bench
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def level(request, tmp_path_factory):
+    """A bench at this level, with a base of one file and one directory."""
+    place = tmp_path_factory.mktemp("level")
+    obstacle = find_obstacle(LEVELS[request.param], place / "check")
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    workspace = place / "base"
+    (workspace / "notes").mkdir(parents=True)
+    (workspace / "file.txt").write_text("of the base")
+    (workspace / "notes" / "inner.txt").write_text("of the base")
+    bench = Bench(place / "data", grade=LEVELS[request.param])
+    for start in ("fork", "fresh"):
+        bench.add_scripted(start, workspace=workspace)
+    yield bench
+    bench.close()
 
 
 @pytest.fixture(scope="module")

@@ -161,3 +161,9 @@ def find_processes_of(directory: Path) -> list[int]:
             if str(directory).encode() in environment and is_alive(int(entry.name)):
                 found.append(int(entry.name))
     return found
+
+
+def find_children(pid: int) -> list[int]:
+    """The children of all threads of a process, as this pid namespace numbers them."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]

@@ -31,8 +31,8 @@ def test_evaluators_work_on_a_throwaway_copy(scored):
     )
     scored.call(scored.engine.execute(assignment))
     directory = scored.engine.attempt_directory(assignment)
-    assert (directory / "workspace" / "result.txt").read_text() == "5"
     wait_until(lambda: [entry.name for entry in directory.iterdir()] == ["workspace"])
+    assert (directory / "workspace" / "result.txt").read_text() == "5"
 
 
 @pytest.mark.parametrize(

@@ -8,28 +8,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from levels import IN_SLOTS, LEVELS, find_obstacle
-from sandbox_bench import Bench, find_processes_of
+from levels import IN_SLOTS, LEVELS
+from sandbox_bench import find_processes_of
 
 MIB = 1024**2
-
-
-@pytest.fixture(scope="module", params=LEVELS)
-def level(request, tmp_path_factory):
-    """A bench at this level, with a base of one file and one directory."""
-    place = tmp_path_factory.mktemp("level")
-    obstacle = find_obstacle(LEVELS[request.param], place / "check")
-    if obstacle is not None:
-        pytest.skip(obstacle)
-    workspace = place / "base"
-    (workspace / "notes").mkdir(parents=True)
-    (workspace / "file.txt").write_text("of the base")
-    (workspace / "notes" / "inner.txt").write_text("of the base")
-    bench = Bench(place / "data", grade=LEVELS[request.param])
-    for start in ("fork", "fresh"):
-        bench.add_scripted(start, workspace=workspace)
-    yield bench
-    bench.close()
 
 
 in_slots = pytest.mark.parametrize("level", IN_SLOTS, indirect=True)

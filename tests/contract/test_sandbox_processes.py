@@ -5,34 +5,38 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+from levels import LEVELS
 from sandbox_bench import (
     Bench,
+    find_children,
     find_processes_of,
     is_alive,
     until_first_checkpoint,
     wait_until,
 )
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.parametrize("project", ["hostile", "hostile_fresh"])
-def test_a_timeout_kills_the_daemons_too(hostile, tmp_path, project):
-    note = tmp_path / "pids"
-    outcome = hostile.run(project, "spawn_daemon_graph", {"value": str(note)})
+def test_daemons_end_with_their_execution(hostile, project):
+    assert hostile.run(project, "leave_threads_graph", {}).status == "succeeded"
+    standing = set(find_processes_of(hostile.root))
+    outcome = hostile.run(project, "spawn_daemon_graph", {"value": "pids"})
     assert outcome.output == '{"value":"daemon started"}'
-    assert not any(is_alive(int(pid)) for pid in note.read_text().split())
+    assert set(find_processes_of(hostile.root)) == standing
 
 
 @pytest.mark.parametrize("project", ["hostile", "hostile_fresh"])
-def test_a_node_that_kills_its_parent_takes_its_daemons_along(hostile, tmp_path, project):
-    note = tmp_path / "pids"
-    outcome = hostile.run(project, "kill_init_graph", {"value": str(note)})
+def test_a_node_that_kills_its_parent_takes_its_daemons_along(hostile, project):
+    assert hostile.run(project, "leave_threads_graph", {}).status == "succeeded"
+    standing = set(find_processes_of(hostile.root))
+    outcome = hostile.run(project, "kill_init_graph", {"value": "pids"}, limits={"timeout": 10})
     assert outcome.failure.kind == "crash"
-    pids = [int(pid) for pid in note.read_text().split()]
-    wait_until(lambda: not any(map(is_alive, pids)))
+    assert set(find_processes_of(hostile.root)) == standing
     assert hostile.run(project, "leave_threads_graph", {}).status == "succeeded"
 
 
@@ -40,35 +44,21 @@ def test_threads_left_behind_do_not_hold_the_result(hostile):
     assert hostile.run("hostile", "leave_threads_graph", {}).status == "succeeded"
 
 
-def test_a_zygote_that_was_killed_is_started_again(shaped):
-    assert shaped.run("shapes", "sync", {"x": 1}).status == "succeeded"
-    shared = shaped.engine._supervisors["shapes", "v1"]
-    zygote = shared.supervisor._source
-    [pid] = [
-        pid
-        for pid in find_processes_of(shared.supervisor.directory)
-        if f"{zygote._interpreter.pid}" in Path(f"/proc/{pid}/stat").read_text().split()[3:4]
-    ]
-    os.kill(pid, signal.SIGKILL)
-    shaped.call(zygote.wait())
-    assert shaped.run("shapes", "sync", {"x": 1}).status == "succeeded"
-
-
 def test_cancel_kills_the_processes_and_is_an_outcome(hostile):
+    standing = set(find_processes_of(hostile.root))
     assignment = hostile.assign("hostile", "loop_graph", {}, execution_id="to-cancel")
 
     async def run():
         task = asyncio.ensure_future(hostile.engine.execute(assignment))
         await until_first_checkpoint(hostile.store, "to-cancel")
-        directory = hostile.engine.attempt_directory(assignment)
-        [*before] = await asyncio.to_thread(find_cwd_below, directory)
+        before = await asyncio.to_thread(find_processes_of, hostile.root)
         assert await hostile.engine.cancel("to-cancel", "by the user")
         outcome = await task
-        return before, await asyncio.to_thread(find_cwd_below, directory), outcome
+        return before, await asyncio.to_thread(find_processes_of, hostile.root), outcome
 
     before, after, outcome = hostile.call(run())
-    assert before
-    assert not after
+    assert set(before) > standing
+    assert set(after) < set(before)
     assert outcome.status == "cancelled"
     assert not hostile.call(hostile.engine.cancel("to-cancel", "again"))
 
@@ -79,53 +69,126 @@ def test_cancelling_the_caller_kills_the_processes_and_raises(hostile):
     async def run():
         task = asyncio.ensure_future(hostile.engine.execute(assignment))
         await until_first_checkpoint(hostile.store, "dropped")
+        before = await asyncio.to_thread(find_processes_of, hostile.root)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return await asyncio.to_thread(find_cwd_below, hostile.engine.attempt_directory(assignment))
+        return before, await asyncio.to_thread(find_processes_of, hostile.root)
 
-    assert not hostile.call(run())
+    before, after = hostile.call(run())
+    assert set(after) < set(before)
 
 
-def find_cwd_below(directory: Path) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if (entry / "cwd").readlink().is_relative_to(directory):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
+# -- kill -9 -------------------------------------------------------------------------------------
+
+STUBBORN = """
+import os, signal, time
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+for _ in range(2):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            print("daemon", flush=True)
+print("ready", flush=True)
+while True:
+    time.sleep(100)
+"""
+
+
+def find_family(bench, start):
+    """The pids of one running execution's ancestors, and of its own process, by their roles."""
+    nursery = bench.engine._supervisors[start, "v1"].supervisor._nursery
+    stem = nursery._interpreter.pid
+    family = {"stem": stem}
+    if bench.sandbox.grade.in_slots:
+        [family["launcher"]] = find_children(stem)
+        family["source"] = min(find_children(family["launcher"]))
+        [family["child"]] = find_children(family["source"])
+        [family["init"]] = set(find_children(family["launcher"])) - {family["source"]}
+    else:
+        [family["source"]] = find_children(stem)
+        [family["init"]] = find_children(family["source"])
+        family["child"] = min(find_children(family["init"]))
+    return family
+
+
+def find_leftovers(bench):
+    """Mounts that this process sees below the bench, and directories of its executions."""
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    return [line for line in mounts if str(bench.root) in line] + [*bench.engine.runs.iterdir()]
+
+
+@pytest.mark.parametrize("start", ["fork", "fresh"])
+@pytest.mark.parametrize("role", ["child", "init", "source", "launcher", "stem"])
+def test_kill_minus_9_leaves_nothing_and_the_next_execution_works(level, role, start):
+    if role == "launcher" and not level.sandbox.grade.in_slots:
+        pytest.skip("a launcher makes slots")
+    assert level.script("pass", start).failure is None
+    standing = set(find_processes_of(level.root))
+    # Without slots an execution is below an init of its own, which needs no stem.
+    outlives = role == "stem" and not level.sandbox.grade.in_slots
+    limits = {"timeout": 5 if outlives else 30}
+    assignment = level.assign(start, given={"code": STUBBORN}, limits=limits)
+    stdout = level.engine.attempt_directory(assignment) / "stdout"
+
+    async def run():
+        execution = asyncio.ensure_future(level.engine.execute(assignment))
+        while not (stdout.exists() and stdout.read_text().count("\n") >= 3):
+            await asyncio.sleep(0.01)
+        running = await asyncio.to_thread(find_processes_of, level.root)
+        family = find_family(level, start)
+        os.kill(family[role], signal.SIGKILL)
+        return await execution, family, set(running)
+
+    outcome, family, running = level.call(run())
+    assert outcome.failure.kind == ("timeout" if outlives else "crash"), outcome.failure
+    assert len(running - standing) >= 3
+    assert not set(find_processes_of(level.root)) - standing
+    if role in {"source", "launcher", "stem"}:
+        ancestors = [family[name] for name in ("source", "launcher", "stem") if name in family]
+        wait_until(lambda: not any(map(is_alive, ancestors)))
+    wait_until(lambda: not find_leftovers(level))
+    assert level.find_value("value = 'works'", start) == "works"
 
 
 SURVIVOR = """
-import asyncio, os, sys
-sys.path[:0] = [{root!r}, {tests!r}]
+import sys
 from pathlib import Path
+from levels import LEVELS
 from sandbox_bench import Bench
-bench = Bench(Path({directory!r}))
-bench.add("hostile", "hostile", {{"g": "./graphs.py:loop_graph", "d": "./graphs.py:kill_init_graph"}}, start={start!r}, environment={{"PATH": os.environ["PATH"]}})
-bench.call(bench.engine.execute(bench.assign("hostile", "g", {{}}, execution_id="looping")), 100)
+
+root, level, start, code = sys.argv[1:]
+bench = Bench(Path(root), grade=LEVELS[level])
+bench.add_scripted(start)
+bench.run(start, given={"code": code}, execution_id="looping")
 """
 
 
 @pytest.mark.parametrize("start", ["fork", "fresh"])
-def test_kill_minus_9_of_the_supervisor_leaves_no_process(tmp_path, start):
-    script = SURVIVOR.format(
-        root=str(ROOT), tests=str(Path(__file__).parent), directory=str(tmp_path), start=start
+def test_kill_minus_9_of_the_supervisor_leaves_no_process(level, tmp_path, start):
+    name = next(name for name, grade in LEVELS.items() if grade is level.sandbox.grade)
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", SURVIVOR, str(tmp_path), name, start, STUBBORN],
+        env={**os.environ, "PYTHONPATH": path},
     )
-    supervisor = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    stdout = tmp_path / "runs" / "looping" / "1" / "stdout"
     try:
-        ours = wait_until(lambda: find_cwd_below(tmp_path / "runs"), 60)
+        wait_until(lambda: stdout.exists() and stdout.read_text().count("\n") >= 3, 60)
         below = find_processes_of(tmp_path)
-        assert set(ours) <= set(below)
-        assert len(below) >= 2
+        assert len(below) >= 5
     finally:
         supervisor.kill()
         supervisor.wait()
-    wait_until(lambda: not any(map(is_alive, below)))
-    assert find_processes_of(tmp_path) == []
+    wait_until(lambda: not find_processes_of(tmp_path))
+    again = Bench(tmp_path, grade=level.sandbox.grade)
+    try:
+        again.add_scripted(start)
+        assert again.find_value("value = 1", start, execution_id="looping") == 1
+        wait_until(lambda: not find_leftovers(again))
+    finally:
+        again.close()
 
 
 def test_closing_the_engine_ends_everything(tmp_path):

@@ -11,11 +11,11 @@ from wtb_core.sandbox.ladder import Grade, Sandbox
 from wtb_core.sandbox.processes import Confinement
 
 LEVELS = {
-    "A": Grade(workspace="A", confinement=Confinement("user", True), missed=[]),
-    "A-root": Grade(workspace="A'", confinement=Confinement("root", True), missed=[]),
-    "C-namespaces": Grade(workspace="C", confinement=Confinement("user", True), missed=[]),
-    "C-landlock": Grade(workspace="C", confinement=Confinement("none", True), missed=[]),
-    "C-none": Grade(workspace="C", confinement=Confinement("none", False), missed=[]),
+    "overlay": Grade(workspace="A", confinement=Confinement("user", True), missed=[]),
+    "root_overlay": Grade(workspace="A'", confinement=Confinement("root", True), missed=[]),
+    "slots_copy": Grade(workspace="C", confinement=Confinement("user", True), missed=[]),
+    "landlock_copy": Grade(workspace="C", confinement=Confinement("none", True), missed=[]),
+    "bare_copy": Grade(workspace="C", confinement=Confinement("none", False), missed=[]),
 }
 IN_SLOTS = [name for name, grade in LEVELS.items() if grade.in_slots]
 

@@ -8,8 +8,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from levels import IN_SLOTS, LEVELS
+from levels import IN_SLOTS, LEVELS, find_obstacle
 from sandbox_bench import find_processes_of
+
+from wtb_core.sandbox.ladder import Sandbox
 
 MIB = 1024**2
 
@@ -22,6 +24,15 @@ without_slots = pytest.mark.parametrize(
 
 def read_stdout(bench, outcome):
     return "" if outcome.stdout is None else bench.blobs.get(outcome.stdout).decode()
+
+
+def test_a_machine_that_can_reaches_the_best_level(tmp_path):
+    obstacle = find_obstacle(LEVELS["overlay"], tmp_path / "check")
+    if obstacle is not None:
+        pytest.skip(obstacle)
+    grade = asyncio.run(Sandbox(tmp_path / "runs", hidden=[tmp_path], require="A").find_grade())
+    assert (grade.workspace, grade.confinement.namespaces) == ("A", "user")
+    assert {missed.level for missed in grade.missed} <= {"landlock"}
 
 
 @pytest.mark.parametrize("start", ["fork", "fresh"])
@@ -104,15 +115,20 @@ def test_the_memory_of_several_processes_is_bounded_together(level):
 
 
 COUNT = """
-    import os, time
-    value = 1
+    import os, signal, time
+    children = []
     try:
-        while value < 1000:
-            if os.fork() == 0:
+        while len(children) < 1000:
+            children.append(os.fork())
+            if children[-1] == 0:
                 time.sleep(100)
-            value += 1
     except BlockingIOError:
         pass
+    pids = [name for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+    value = sum(len(os.listdir(f"/proc/{pid}/task")) for pid in pids)
+    for pid in children:  # the graph itself needs a thread more
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 """
 
 
@@ -121,8 +137,10 @@ def test_the_number_of_processes_is_bounded(level):
     outcome = level.script(COUNT, limits={"processes": 20})
     assert outcome.failure is None
     found = json.loads(outcome.output)["value"]
-    most = 320 if os.geteuid() == 0 else 20  # see pid_max in slots.py
-    assert 10 < found <= most
+    if os.geteuid() == 0:  # as far as pid_max can be bounded, see slots.py
+        assert 20 <= found <= 320
+    else:
+        assert found == 20
 
 
 def test_what_is_written_to_the_streams_is_kept_in_order(level):
@@ -214,7 +232,7 @@ SPOIL = """
 """
 
 
-@pytest.mark.parametrize("level", [*IN_SLOTS, "C-landlock"], indirect=True)
+@pytest.mark.parametrize("level", [*IN_SLOTS, "landlock_copy"], indirect=True)
 def test_no_write_reaches_the_base_or_another_execution(level):
     base = level.setups["fork"].workspace
     # Landlock says nothing of modes and times, see landlock(7).

@@ -103,7 +103,7 @@ class Bench:
             start,
             "scripted",
             {"default": "./graphs.py:builder"},
-            evaluators={"run": "./evaluators.py:run"},
+            evaluators={name: f"./evaluators.py:{name}" for name in ("run", "spoil")},
             start=start,
             **fields,
         )

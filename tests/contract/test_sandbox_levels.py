@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from levels import IN_SLOTS, LEVELS, find_obstacle
-from sandbox_bench import find_processes_of
+from sandbox_bench import find_processes_of, wait_until
 
 from wtb_core.sandbox.ladder import Sandbox
 
@@ -279,7 +279,7 @@ changed.unlink()
 """
 
 
-def test_an_evaluator_gets_the_final_files_and_cannot_change_them(level):
+def test_evaluators_get_the_final_files_and_cannot_change_them(level):
     assignment = level.assign(
         "fork",
         given={
@@ -292,18 +292,27 @@ def test_an_evaluator_gets_the_final_files_and_cannot_change_them(level):
             """)
         },
         reference=EVALUATE,
-        evaluators=["run"],
+        evaluators=["spoil", "run"],
+        keep="always",
     )
     outcome = level.call(level.engine.execute(assignment))
     assert outcome.failure is None
-    assert outcome.evaluation.errors == {}
-    assert outcome.evaluation.scores == {"run": 1.0}
+    assert outcome.evaluation.errors == {"spoil": "its process ended with exit code 3"}
+    assert outcome.evaluation.scores == {"spoil": None, "run": 1.0}
     commit = json.loads(level.blobs.get(outcome.files.file_commit_id))
     assert {path: level.blobs.get(entry["blob"]) for path, entry in commit["entries"].items()} == {
         "made.txt": b"by the node",
         "file.txt": b"changed",
     }
     assert commit["deleted"] == ["notes"]
+    directory = level.engine.attempt_directory(assignment)
+    wait_until(lambda: [entry.name for entry in directory.iterdir()] == ["workspace"])
+    kept = {path.name: path for path in (directory / "workspace").iterdir()}
+    assert kept.pop("notes", None) is None or level.sandbox.grade.has_overlay  # a whiteout
+    assert {name: path.read_text() for name, path in kept.items()} == {
+        "made.txt": "by the node",
+        "file.txt": "changed",
+    }
 
 
 CONNECT = """

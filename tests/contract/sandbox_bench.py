@@ -164,6 +164,6 @@ def find_processes_of(directory: Path) -> list[int]:
 
 
 def find_children(pid: int) -> list[int]:
-    """The children of all threads of a process, as this pid namespace numbers them."""
+    """The children of a process by its threads, the oldest first."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split()]

@@ -103,13 +103,13 @@ def find_family(bench, start):
     family = {"stem": stem}
     if bench.sandbox.grade.in_slots:
         [family["launcher"]] = find_children(stem)
-        family["source"] = min(find_children(family["launcher"]))
+        family["source"] = find_children(family["launcher"])[0]
         [family["child"]] = find_children(family["source"])
         [family["init"]] = set(find_children(family["launcher"])) - {family["source"]}
     else:
         [family["source"]] = find_children(stem)
         [family["init"]] = find_children(family["source"])
-        family["child"] = min(find_children(family["init"]))
+        family["child"] = find_children(family["init"])[0]
     return family
 
 

@@ -2,20 +2,23 @@
 
 import asyncio
 import itertools
+import json
 import os
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
 
 import uvloop
+from levels import Graded
 
 from wtb_core.attempts import Assignment
 from wtb_core.checkpoint_store import CheckpointStore
 from wtb_core.engine import Engine
 from wtb_core.files.blobs import BlobStore
 from wtb_core.files.manifests import scan
-from wtb_core.sandbox.ladder import Isolation, Sandbox
+from wtb_core.sandbox.ladder import Grade, Isolation, Sandbox
 from wtb_core.sandbox.setup import ProjectSetup
 from wtb_core.specs import Limits, Variant, Workspace
 
@@ -23,14 +26,24 @@ PROJECTS = Path(__file__).parents[1] / "projects"
 
 
 class Bench:
-    """Runs single executions of the projects beside the tests."""
+    """Runs single executions of the projects beside the tests.
 
-    def __init__(self, root: Path, isolation: Isolation = "auto") -> None:
+    `grade` forces an isolation level instead of the best one here.
+    """
+
+    def __init__(
+        self, root: Path, isolation: Isolation = "auto", grade: Grade | None = None
+    ) -> None:
         self.root = root
         self.setups: dict[str, ProjectSetup] = {}
+        self.versions: dict[tuple[str, str], ProjectSetup] = {}
         self.blobs = BlobStore(root / "blobs")
         self.store = CheckpointStore(root / "checkpoints.db")
-        self.sandbox = Sandbox(root / "runs", hidden=[root], isolation=isolation)
+        self.sandbox = (
+            Sandbox(root / "runs", hidden=[root], isolation=isolation)
+            if grade is None
+            else Graded(root / "runs", [root], grade)
+        )
         self.engine = Engine(root / "runs", self.blobs, self.store, self.find_setup, self.sandbox)
         self.loop = uvloop.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
@@ -38,15 +51,16 @@ class Bench:
         self._ids = itertools.count(1)
 
     async def find_setup(self, project: str, version: str) -> ProjectSetup:
-        return self.setups[project]
+        return self.versions[project, version]
 
     def add(self, name: str, directory: str, graphs: dict[str, str], **fields) -> ProjectSetup:
         fields.setdefault("python", sys.executable)
         workspace = fields.pop("workspace", None)
         files = None if workspace is None else scan(workspace, self.blobs, lambda _: False)
-        self.setups[name] = ProjectSetup(
+        version = fields.pop("version", "v1")
+        self.setups[name] = self.versions[name, version] = ProjectSetup(
             project=name,
-            version="v1",
+            version=version,
             code=PROJECTS / directory,
             workspace=workspace,
             files=files,
@@ -68,17 +82,41 @@ class Bench:
             batch_id="batch",
             attempt=options.pop("attempt", 1),
             project=project,
-            project_version="v1",
+            project_version=options.pop("version", "v1"),
             variant=Variant(name="variant", graph=graph, **options.pop("variant", {})),
             case=case,
             repetition=0,
             evaluators=options.pop("evaluators", []),
             limits=Limits(**{"timeout": 30, **options.pop("limits", {})}),
-            workspace=Workspace(keep=options.pop("keep", "never")),
+            workspace=Workspace(
+                keep=options.pop("keep", "never"), network=options.pop("network", True)
+            ),
         )
 
     def run(self, project: str, graph: str = "default", given=None, **options):
         return self.call(self.engine.execute(self.assign(project, graph, given, **options)))
+
+    def add_scripted(self, start: str = "fork", **fields) -> None:
+        """The project whose node runs the code that it is given; `start` is its name too."""
+        fields.setdefault("environment", {"PATH": os.environ["PATH"]})
+        self.add(
+            start,
+            "scripted",
+            {"default": "./graphs.py:builder"},
+            evaluators={name: f"./evaluators.py:{name}" for name in ("run", "spoil")},
+            start=start,
+            **fields,
+        )
+
+    def script(self, code: str, project: str = "fork", **options):
+        """The outcome of an execution whose node runs `code`."""
+        return self.run(project, given={"code": textwrap.dedent(code)}, **options)
+
+    def find_value(self, code: str, project: str = "fork", **options):
+        """What `code` calls `value`, when it has succeeded."""
+        outcome = self.script(code, project, **options)
+        assert outcome.failure is None, outcome.failure
+        return json.loads(outcome.output)["value"]
 
     def close(self) -> None:
         try:
@@ -88,6 +126,11 @@ class Bench:
             self.thread.join()
             self.loop.close()
             self.store.close()
+
+
+async def until_first_checkpoint(store, execution_id):
+    while not await store.list_checkpoints(execution_id, 1):
+        await asyncio.sleep(0.01)
 
 
 def is_alive(pid: int) -> bool:
@@ -118,3 +161,9 @@ def find_processes_of(directory: Path) -> list[int]:
             if str(directory).encode() in environment and is_alive(int(entry.name)):
                 found.append(int(entry.name))
     return found
+
+
+def find_children(pid: int) -> list[int]:
+    """The children of a process by its threads, the oldest first."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]

@@ -1,10 +1,10 @@
 import asyncio
 import itertools
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.gates import Gate
 from wtb_core.errors import InvalidSpec, NotFound, NotRetryable, Unavailable
 from wtb_core.events import parse_event
 from wtb_core.ids import new_event_id
@@ -57,14 +57,20 @@ def compared(bench) -> tuple[BatchResult, list]:
     return bench.run_batch(COMPARED, seen.append), seen
 
 
+@pytest.fixture
+def gate():
+    with Gate() as gate:
+        yield gate
+
+
 def gate_spec(gate):
-    """A batch of two executions, the first of which waits for the file `gate`."""
+    """A batch of two executions, the first of which waits at the gate."""
     return {
         "project": "trivial",
         "variants": [{"name": "gated", "graph": "gated"}],
         "cases": [
-            {"input": {"value": 1, "gate": str(gate)}},
-            {"input": {"value": 2, "gate": str(gate)}},
+            {"input": {"value": 1, "gate": gate.port}},
+            {"input": {"value": 2, "gate": gate.port}},
         ],
     }
 
@@ -185,8 +191,8 @@ def test_an_unknown_batch_is_not_found(bench):
         list(bench.events("b-unknown"))
 
 
-def test_cancelling_kills_what_runs_and_starts_nothing_more(bench, tmp_path):
-    batch_id = bench.submit(gate_spec(tmp_path / "gate"))
+def test_cancelling_kills_what_runs_and_starts_nothing_more(bench, gate):
+    batch_id = bench.submit(gate_spec(gate))
     events = bench.events(batch_id)
     seen = list(itertools.takewhile(lambda e: not e["type"].endswith("execution_started"), events))
 
@@ -201,17 +207,15 @@ def test_cancelling_kills_what_runs_and_starts_nothing_more(bench, tmp_path):
     )
     batch = bench.batch(batch_id)
     assert (batch["status"], batch["counts"]["cancelled"]) == ("cancelled", 2)
-    assert not (tmp_path / "gate").exists()
     assert bench.cancel(batch_id) is False
 
 
-def test_a_batch_waits_for_the_one_before_it(bench, tmp_path):
-    gate = tmp_path / "gate"
+def test_a_batch_waits_for_the_one_before_it(bench, gate):
     first, second = bench.submit(gate_spec(gate)), bench.submit(PLAIN)
     next(bench.events(first))
     assert bench.batch(second)["status"] == "pending"
 
-    gate.touch()
+    gate.open()
 
     ended = list(bench.events(second))[-1]
     assert ended["type"] == "ray_batch_test_completed"
@@ -263,8 +267,8 @@ def test_a_run_that_breaks_raises_where_it_is_watched_instead_of_waiting(tmp_pat
             list(bench.events(batch_id))
 
 
-def test_a_batch_that_outlives_its_timeout_is_cancelled(bench, tmp_path):
-    spec = gate_spec(tmp_path / "gate")
+def test_a_batch_that_outlives_its_timeout_is_cancelled(bench, gate):
+    spec = gate_spec(gate)
 
     result = bench.run_batch({**spec, "limits": {"batch_timeout": "1s"}})
 
@@ -300,18 +304,18 @@ def follow_to_the_end(bench, batch_id):
     return batch_id
 
 
-def test_a_running_execution_is_cancelled_alone(tmp_path):
-    gate = tmp_path / "gate"
-    case = {"id": "gated", "input": {"value": 1, "gate": str(gate)}}
+def test_a_running_execution_is_cancelled_alone(tmp_path, gate):
+    opened = Gate()
+    opened.open()
+    case = {"id": "gated", "input": {"value": 1, "gate": gate.port}}
     spec = PLAIN | {
         "variants": [{"name": "plain", "graph": "gated"}],
-        "cases": [case, case | {"id": "open", "input": {"value": 1, "gate": str(tmp_path)}}],
+        "cases": [case, case | {"id": "open", "input": {"value": 1, "gate": opened.port}}],
     }
     with open_bench(tmp_path / "data") as bench:
         batch_id = bench.submit(spec)
         first = f"{batch_id}-0"
-        while not gate.with_name("gate.reached").exists():
-            time.sleep(0.01)
+        gate.wait_until_reached()
         assert bench.cancel_execution(first, "stuck")
         follow_to_the_end(bench, batch_id)
 

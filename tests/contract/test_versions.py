@@ -6,15 +6,17 @@ import shutil
 import sys
 import textwrap
 import venv
+from functools import partial
 from pathlib import Path
 
 import pytest
-from sandbox_bench import wait_until
 
+from tests.gates import WAIT, Gate
 from wtb_core.errors import ProjectError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.projects import ProjectVersions, Registry
 from wtb_core.sandbox.building import build_workspace
+from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.supervisor import describe
 from wtb_core.testbench import TestBench
 
@@ -55,15 +57,27 @@ def write(directory, **files):
     return directory
 
 
+def make_sandbox(root):
+    return Sandbox(root / "data/runs", hidden=[root / "data"])
+
+
+def make_versions(root, build=build_workspace):
+    data = root / "data"
+    return ProjectVersions(BlobStore(data / "blobs"), data / "bases", make_sandbox(root), build)
+
+
+def make_registry(root, versions):
+    patterns = ["*/project.yaml", "*/langgraph.json"]
+    return Registry(root, patterns, versions, partial(describe, make_sandbox(root)))
+
+
 class Place:
     """A registry over directories below `root`, and local benches over the same."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.versions = ProjectVersions(BlobStore(root / "data/blobs"), root / "data/bases")
-        self.registry = Registry(
-            root, ["*/project.yaml", "*/langgraph.json"], self.versions, describe
-        )
+        self.versions = make_versions(root)
+        self.registry = make_registry(root, self.versions)
 
     def get(self, name):
         return asyncio.run(self.registry.get(name))
@@ -293,10 +307,7 @@ class Counting:
 
 def test_a_build_runs_once_for_what_it_is_made_of_also_when_it_fails(tmp_path):
     counting = Counting()
-    versions = ProjectVersions(
-        BlobStore(tmp_path / "data/blobs"), tmp_path / "data/bases", counting
-    )
-    registry = Registry(tmp_path, ["*/project.yaml"], versions, describe)
+    registry = make_registry(tmp_path, make_versions(tmp_path, counting))
     write(tmp_path / "built", **BUILT)
     found = {asyncio.run(registry.get("built")).version for _ in range(2)}
     assert (len(found), counting.count) == (1, 1)
@@ -320,11 +331,7 @@ def test_a_build_runs_once_for_what_it_is_made_of_also_when_it_fails(tmp_path):
 
 def test_two_processes_that_build_at_the_same_time_get_the_same_version(tmp_path):
     write(tmp_path / "built", **BUILT)
-    all_versions = [
-        ProjectVersions(BlobStore(tmp_path / "data/blobs"), tmp_path / "data/bases")
-        for _ in range(2)
-    ]
-    registries = [Registry(tmp_path, ["*/project.yaml"], v, describe) for v in all_versions]
+    registries = [make_registry(tmp_path, make_versions(tmp_path)) for _ in range(2)]
 
     async def both():
         return await asyncio.gather(*(registry.get("built") for registry in registries))
@@ -378,9 +385,7 @@ def test_a_build_that_does_not_end_is_killed(tmp_path):
     async def impatient(*arguments):
         return await build_workspace(*arguments, timeout_s=1.0)
 
-    versions = ProjectVersions(
-        BlobStore(tmp_path / "data/blobs"), tmp_path / "data/bases", impatient
-    )
+    versions = make_versions(tmp_path, impatient)
     hanging = "import time\ndef build(path):\n    print('reading'); time.sleep(1000)"
     write(tmp_path / "built", **{**BUILT, "corpus__py": hanging})
     sources = versions.find(tmp_path / "built/project.yaml")
@@ -395,21 +400,14 @@ def test_a_build_that_does_not_end_is_killed(tmp_path):
 
 # -- edits under a running batch -----------------------------------------------------------------
 
-GATED = """
-import time
-from pathlib import Path
-GATE = Path(GATE_PATH)
+
+@pytest.fixture
+def gate():
+    with Gate() as gate:
+        yield gate
 
 
-def wait():
-    GATE.with_suffix(".reached").touch()
-    while not GATE.exists():
-        time.sleep(0.01)
-"""
-
-
-def test_a_running_batch_keeps_its_code_files_and_packages(place, other_python):
-    gate = place.root / "gate"
+def test_a_running_batch_keeps_its_code_files_and_packages(place, other_python, gate):
     package = other_python / "editable" / "wtb_edited.py"
     package.write_text("VALUE = 'old package'\nNODE = None\ndef look(output): return 1\n")
     directory = write(
@@ -422,10 +420,10 @@ def test_a_running_batch_keeps_its_code_files_and_packages(place, other_python):
             environment: {{python: {other_python / "env/bin/python"}}}
             start: fresh
         """,
-        gate_code__py=GATED.replace("GATE_PATH", repr(str(gate))),
+        gate_code__py=WAIT,
         graph__py="from gate_code import wait\n"
         + graph(
-            "[wait(), __import__('late').VALUE, Path('file.txt').read_text(), __import__('wtb_edited').VALUE]"
+            f"[wait({gate.port}), __import__('late').VALUE, Path('file.txt').read_text(), __import__('wtb_edited').VALUE]"
         ),
         late__py="VALUE = 'old code'",
         base_SLASH_file__txt="old file",
@@ -436,21 +434,14 @@ def test_a_running_batch_keeps_its_code_files_and_packages(place, other_python):
         "cases": [{"input": {"given": number}} for number in range(2)],
     }
 
-    def edit(_event):
-        if not gate.exists() and gate.with_suffix(".reached").exists():
-            (directory / "late.py").write_text("VALUE = 'new code'")
-            (directory / "base/file.txt").write_text("new file")
-            package.write_text("VALUE = 'new package'\ndef look(output): return 2\n")
-            gate.touch()
-
     with place.bench() as bench:
         batch_id = bench.submit(spec)
-        events = bench.events(batch_id)
-        first = next(event for event in events if event["type"].endswith("execution_started"))
-        wait_until(gate.with_suffix(".reached").exists)
-        edit(first)
-        assert gate.exists()
-        list(events)
+        gate.wait_until_reached()
+        (directory / "late.py").write_text("VALUE = 'new code'")
+        (directory / "base/file.txt").write_text("new file")
+        package.write_text("VALUE = 'new package'\ndef look(output): return 2\n")
+        gate.open()
+        list(bench.events(batch_id))
         before = bench.read(batch_id)
         after = bench.run_batch(spec)
 

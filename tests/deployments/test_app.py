@@ -23,6 +23,8 @@ def test_the_embedded_config_is_valid_and_gives_its_documented_args() -> None:
         "slots": 4,
         "max_queued": 16,
         "num_cpus": 0.5,
+        "isolation": "auto",
+        "require": None,
     }
 
 

@@ -225,6 +225,7 @@ PAYLOADS = {
 
 ARGS = {"root", "data_dir", "projects", "max_pending_executions", "max_body", "tokens", "executor"}
 EXECUTOR_ARGS = {"min_replicas", "max_replicas", "slots", "max_queued", "num_cpus"}
+EXECUTOR_ARGS |= {"isolation", "require"}
 
 
 def rows(table: str) -> list[tuple[str, bool]]:

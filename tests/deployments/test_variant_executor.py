@@ -13,7 +13,10 @@ from deployments.variant_executor import Identity, VariantExecutor
 from tests.deployments.fakes import FakeHandle
 from wtb_core.attempts import Assignment, Outcome
 from wtb_core.data import DataDir
-from wtb_core.errors import Unavailable
+from wtb_core.errors import SetupError, Unavailable
+from wtb_core.events import ActorInitialized
+from wtb_core.sandbox.ladder import Grade, Isolation
+from wtb_core.sandbox.processes import Confinement
 from wtb_core.specs import Limits, Variant, Workspace
 from wtb_core.store.records import Claimant, Finish
 
@@ -34,6 +37,9 @@ def make_assignment(number: int = 0) -> Assignment:
     )
 
 
+GRADE = Grade(workspace="B", confinement=Confinement("none", True), missed=[])
+
+
 class Collector:
     def __init__(self) -> None:
         self.work = [make_assignment()]
@@ -42,9 +48,10 @@ class Collector:
         self.kill: list[tuple[str, int]] = []
         self.away = 0
         self.beats: list[Heartbeat] = []
+        self.registrations: list[ActorInitialized] = []
 
-    async def register(self, _payload: Any) -> None:
-        return
+    async def register(self, payload: ActorInitialized) -> None:
+        self.registrations.append(payload)
 
     async def claim(self, claimant: Claimant) -> Assignment | None:
         self.claims.append(claimant)
@@ -72,6 +79,7 @@ class FakeEngine:
         self.release = asyncio.Event()
         self.output = "{}"
         self.cancelled: list[str] = []
+        self.forgotten: list[str] = []
 
     async def execute(self, _assignment: Assignment) -> Outcome:
         await self.release.wait()
@@ -84,19 +92,38 @@ class FakeEngine:
         self.release.set()
         return True
 
+    async def forget(self, assignment: Assignment) -> None:
+        self.forgotten.append(assignment.execution_id)
+
+
+class FakeSandbox:
+    """Reaches level B; at `overlay` less than is required."""
+
+    def __init__(self, *_: Any, isolation: Isolation, **__: Any) -> None:
+        self.isolation = isolation
+
+    async def find_grade(self) -> Grade:
+        if self.isolation == "overlay":
+            raise SetupError("isolation", "level A is required, this machine reaches B")
+        return GRADE
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "Engine", FakeEngine)
+    monkeypatch.setattr(module, "Sandbox", FakeSandbox)
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.01)
     monkeypatch.setattr(calls, "MAX_PAUSE_S", 0.01)
 
 
-def run_with(tmp_path: Path, scenario) -> None:
+def run_with(tmp_path: Path, scenario, isolation: Isolation = "auto") -> None:
     async def main() -> None:
         collector = Collector()
         executor = VariantExecutor(
-            collector.handle(), DataDir(tmp_path), lambda: Identity("replica", "actor", "node")
+            collector.handle(),
+            DataDir(tmp_path),
+            isolation,
+            identify=lambda: Identity("replica", "actor", "node"),
         )
         async with asyncio.timeout(10):
             await scenario(collector, executor, executor._engine)
@@ -124,6 +151,7 @@ def test_an_execution_is_held_until_its_end_is_acknowledged(tmp_path: Path) -> N
         engine.release.set()
         assert await permit is True
         assert collector.away == 0
+        assert engine.forgotten == ["b-0"]
         assert [finish.execution_id for finish in collector.finishes] == ["b-0"]
 
     run_with(tmp_path, scenario)
@@ -166,3 +194,27 @@ def test_an_attempt_that_the_collector_disowns_is_killed(tmp_path: Path) -> None
         assert collector.finishes[0].outcome.status == "cancelled"
 
     run_with(tmp_path, scenario)
+
+
+def test_a_replica_says_its_isolation_when_it_registers(tmp_path: Path) -> None:
+    async def scenario(collector: Collector, executor: VariantExecutor, _: FakeEngine) -> None:
+        await executor.check_health()
+        while not collector.registrations:
+            await asyncio.sleep(0.005)
+        assert collector.registrations[0].isolation == GRADE.describe()
+
+    run_with(tmp_path, scenario)
+
+
+def test_a_replica_below_the_required_level_is_not_healthy_and_claims_nothing(
+    tmp_path: Path,
+) -> None:
+    async def scenario(collector: Collector, executor: VariantExecutor, _: FakeEngine) -> None:
+        with pytest.raises(SetupError, match="level A is required"):
+            await executor.check_health()
+        permit = asyncio.create_task(executor.run("permit"))
+        await asyncio.sleep(0.1)
+        permit.cancel()
+        assert (collector.registrations, collector.claims) == ([], [])
+
+    run_with(tmp_path, scenario, "overlay")

@@ -1,37 +1,32 @@
 """A project edited under a running batch, in real deployments."""
 
-import time
-
+from tests.gates import WAIT, Gate
 from wtb_core.testbench import TestBench
 
-GRAPH = """
-import time
+GRAPH = f"""{WAIT}
 from pathlib import Path
 from typing import TypedDict
 from langgraph.graph import END, START, StateGraph
 
 
 class State(TypedDict, total=False):
-    gate: str
+    gate: int
     said: list[str]
 
 
-def wait(state):
-    gate = Path(state["gate"])
-    gate.with_suffix(".reached").touch()
-    while not gate.exists():
-        time.sleep(0.01)
+def wait_at_gate(state):
+    wait(state["gate"])
 
 
 def tell(state):
     import late
 
-    return {"said": [late.VALUE, Path("file.txt").read_text(), Path("made.txt").read_text()]}
+    return {{"said": [late.VALUE, Path("file.txt").read_text(), Path("made.txt").read_text()]}}
 
 
 def build():
     builder = StateGraph(State)
-    builder.add_node("wait", wait)
+    builder.add_node("wait", wait_at_gate)
     builder.add_node("tell", tell)
     builder.add_edge(START, "wait")
     builder.add_edge("wait", "tell")
@@ -50,7 +45,7 @@ def build(workspace):
 """
 
 
-def test_a_running_batch_keeps_what_it_began_with(service, bench: TestBench, tmp_path) -> None:
+def test_a_running_batch_keeps_what_it_began_with(service, bench: TestBench) -> None:
     directory = service.projects / "edited"
     (directory / "base").mkdir(parents=True)
     for name, text in {
@@ -61,23 +56,20 @@ def test_a_running_batch_keeps_what_it_began_with(service, bench: TestBench, tmp
         "base/file.txt": "old file",
     }.items():
         (directory / name).write_text(text)
-    gate = tmp_path / "gate"
+    gate = Gate()
     # More cases than the pool has slots: most start after the edit.
     spec = {
         "project": "edited",
         "variants": [{"name": "v"}],
-        "cases": [{"input": {"gate": str(gate)}} for _ in range(12)],
+        "cases": [{"input": {"gate": gate.port}} for _ in range(12)],
     }
 
     batch_id = bench.submit(spec)
-    deadline = time.monotonic() + 60
-    while not gate.with_suffix(".reached").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    gate.wait_until_reached()
     (directory / "late.py").write_text("VALUE = 'new code'")
     (directory / "base" / "file.txt").write_text("new file")
     second = bench.submit(spec)
-    gate.touch()
+    gate.open()
     for each in (batch_id, second):
         list(bench.events(each))
     before, after = bench.read(batch_id), bench.read(second)

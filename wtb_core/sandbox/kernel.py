@@ -271,6 +271,7 @@ def forbid_new_privileges() -> None:
 
 _READ: Final = 0x1 | 0x4 | 0x8  # execute, read a file, read a directory
 _WRITE_FILE: Final = 0x2
+_REFER: Final = 0x2000
 _TRUNCATE: Final = 0x4000
 _IOCTL_DEVICE: Final = 0x8000
 _ACCESS_BY_ABI: Final = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF}
@@ -301,19 +302,42 @@ def restrict_self(readable: list[str], writable: list[str], devices: list[str]) 
     """
     abi = landlock_abi()
     handled = _ACCESS_BY_ABI.get(abi, _ALL_ACCESS)
-    attributes = struct.pack("QQQ", handled, 0, _SCOPES if abi >= 6 else 0)
-    size = 8 if abi < 4 else 16 if abi < 6 else 24
-    ruleset = _syscall("landlock", _LANDLOCK_CREATE_RULESET, attributes, size, 0)
+    ruleset = _make_ruleset(abi, handled)
     device = _READ | _WRITE_FILE | _TRUNCATE | _IOCTL_DEVICE
     file_only = _WRITE_FILE | _TRUNCATE | _IOCTL_DEVICE | 0x1 | 0x4
     try:
         for paths, access in ((readable, _READ), (writable, _ALL_ACCESS), (devices, device)):
             for path in paths:
                 _allow(ruleset, path, access & handled, file_only)
-        forbid_new_privileges()
-        _syscall("landlock", _LANDLOCK_RESTRICT_SELF, ruleset, 0)
+        _enter_ruleset(ruleset)
     finally:
         os.close(ruleset)
+
+
+def restrict_self_to_files() -> None:
+    """Let this process and all it starts use files as they may, and nothing else of the above.
+
+    A domain that handles any access keeps its processes from mounting, see landlock(7). It handles
+    only moves between directories, and allows them: files that were opened in another mount
+    namespace lie below no path that could be allowed here, and could not be opened again.
+    """
+    ruleset = _make_ruleset(landlock_abi(), _REFER)
+    try:
+        _allow(ruleset, "/", _REFER, 0)
+        _enter_ruleset(ruleset)
+    finally:
+        os.close(ruleset)
+
+
+def _make_ruleset(abi: int, handled: int) -> int:
+    attributes = struct.pack("QQQ", handled, 0, _SCOPES if abi >= 6 else 0)
+    size = 8 if abi < 4 else 16 if abi < 6 else 24
+    return _syscall("landlock", _LANDLOCK_CREATE_RULESET, attributes, size, 0)
+
+
+def _enter_ruleset(ruleset: int) -> None:
+    forbid_new_privileges()
+    _syscall("landlock", _LANDLOCK_RESTRICT_SELF, ruleset, 0)
 
 
 def _allow(ruleset: int, path: str, access: int, file_only: int) -> None:

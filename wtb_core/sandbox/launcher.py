@@ -127,7 +127,7 @@ def _fork_source(
         if landlock:
             # Its own files are bounded by the mounts; the domain keeps it from mounting again, and
             # its signals and ptrace from the launcher and the inits.
-            kernel.restrict_self([], ["/"], [])
+            kernel.restrict_self_to_files()
         kernel.die_with_parent(signal.SIGKILL)
         run()
     except BaseException as error:  # noqa: BLE001 - never back into the launcher's stack

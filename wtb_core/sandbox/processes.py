@@ -291,7 +291,9 @@ class Nursery:
     def make_bounds(self, place: Place) -> Bounds:
         """The bounds that a job of this place carries."""
         in_slot = self._control is not None
-        writable = [place.home, place.tmp, *filter(None, (place.workspace, place.base))]
+        # Where a slot shows the workspace in the base's place, it may be written there.
+        seen = (place.workspace, place.base if in_slot else None)
+        writable = [place.home, place.tmp, *filter(None, seen)]
         return Bounds(
             landlock=self.confinement.landlock,
             in_slot=in_slot,

@@ -1,0 +1,203 @@
+"""The processes of a sandbox: all of them end, whatever ends first."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from levels import LEVELS
+from sandbox_bench import (
+    Bench,
+    find_children,
+    find_processes_of,
+    is_alive,
+    until_first_checkpoint,
+    wait_until,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("project", ["hostile", "hostile_fresh"])
+def test_daemons_end_with_their_execution(hostile, project):
+    assert hostile.run(project, "leave_threads_graph", {}).status == "succeeded"
+    standing = set(find_processes_of(hostile.root))
+    outcome = hostile.run(project, "spawn_daemon_graph", {"value": "pids"})
+    assert outcome.output == '{"value":"daemon started"}'
+    assert set(find_processes_of(hostile.root)) == standing
+
+
+@pytest.mark.parametrize("project", ["hostile", "hostile_fresh"])
+def test_a_node_that_kills_its_parent_takes_its_daemons_along(hostile, project):
+    assert hostile.run(project, "leave_threads_graph", {}).status == "succeeded"
+    standing = set(find_processes_of(hostile.root))
+    outcome = hostile.run(project, "kill_init_graph", {"value": "pids"}, limits={"timeout": 10})
+    assert outcome.failure.kind == "crash"
+    assert set(find_processes_of(hostile.root)) == standing
+    assert hostile.run(project, "leave_threads_graph", {}).status == "succeeded"
+
+
+def test_threads_left_behind_do_not_hold_the_result(hostile):
+    assert hostile.run("hostile", "leave_threads_graph", {}).status == "succeeded"
+
+
+def test_cancel_kills_the_processes_and_is_an_outcome(hostile):
+    standing = set(find_processes_of(hostile.root))
+    assignment = hostile.assign("hostile", "loop_graph", {}, execution_id="to-cancel")
+
+    async def run():
+        task = asyncio.ensure_future(hostile.engine.execute(assignment))
+        await until_first_checkpoint(hostile.store, "to-cancel")
+        before = await asyncio.to_thread(find_processes_of, hostile.root)
+        assert await hostile.engine.cancel("to-cancel", "by the user")
+        outcome = await task
+        return before, await asyncio.to_thread(find_processes_of, hostile.root), outcome
+
+    before, after, outcome = hostile.call(run())
+    assert set(before) > standing
+    assert set(after) < set(before)
+    assert outcome.status == "cancelled"
+    assert not hostile.call(hostile.engine.cancel("to-cancel", "again"))
+
+
+def test_cancelling_the_caller_kills_the_processes_and_raises(hostile):
+    assignment = hostile.assign("hostile", "loop_graph", {}, execution_id="dropped")
+
+    async def run():
+        task = asyncio.ensure_future(hostile.engine.execute(assignment))
+        await until_first_checkpoint(hostile.store, "dropped")
+        before = await asyncio.to_thread(find_processes_of, hostile.root)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return before, await asyncio.to_thread(find_processes_of, hostile.root)
+
+    before, after = hostile.call(run())
+    assert set(after) < set(before)
+
+
+# -- kill -9 -------------------------------------------------------------------------------------
+
+STUBBORN = """
+import os, signal, time
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+for _ in range(2):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            print("daemon", flush=True)
+print("ready", flush=True)
+while True:
+    time.sleep(100)
+"""
+
+
+def find_family(bench, start):
+    """The pids of one running execution's ancestors, and of its own process, by their roles."""
+    nursery = bench.engine._supervisors[start, "v1"].supervisor._nursery
+    stem = nursery._interpreter.pid
+    family = {"stem": stem}
+    if bench.sandbox.grade.in_slots:
+        [family["launcher"]] = find_children(stem)
+        family["source"] = find_children(family["launcher"])[0]
+        [family["child"]] = find_children(family["source"])
+        [family["init"]] = set(find_children(family["launcher"])) - {family["source"]}
+    else:
+        [family["source"]] = find_children(stem)
+        [family["init"]] = find_children(family["source"])
+        family["child"] = find_children(family["init"])[0]
+    return family
+
+
+def find_leftovers(bench):
+    """Mounts that this process sees below the bench, and directories of its executions."""
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    return [line for line in mounts if str(bench.root) in line] + [*bench.engine.runs.iterdir()]
+
+
+@pytest.mark.parametrize("start", ["fork", "fresh"])
+@pytest.mark.parametrize("role", ["child", "init", "source", "launcher", "stem"])
+def test_kill_minus_9_leaves_nothing_and_the_next_execution_works(level, role, start):
+    if role == "launcher" and not level.sandbox.grade.in_slots:
+        pytest.skip("a launcher makes slots")
+    assert level.script("pass", start).failure is None
+    standing = set(find_processes_of(level.root))
+    # Without slots an execution is below an init of its own, which needs no stem.
+    outlives = role == "stem" and not level.sandbox.grade.in_slots
+    limits = {"timeout": 5 if outlives else 30}
+    assignment = level.assign(start, given={"code": STUBBORN}, limits=limits)
+    stdout = level.engine.attempt_directory(assignment) / "stdout"
+
+    async def run():
+        execution = asyncio.ensure_future(level.engine.execute(assignment))
+        while not (stdout.exists() and stdout.read_text().count("\n") >= 3):
+            await asyncio.sleep(0.01)
+        running = await asyncio.to_thread(find_processes_of, level.root)
+        family = find_family(level, start)
+        os.kill(family[role], signal.SIGKILL)
+        return await execution, family, set(running)
+
+    outcome, family, running = level.call(run())
+    assert outcome.failure.kind == ("timeout" if outlives else "crash"), outcome.failure
+    assert len(running - standing) >= 3
+    assert not set(find_processes_of(level.root)) - standing
+    if role in {"source", "launcher", "stem"}:
+        ancestors = [family[name] for name in ("source", "launcher", "stem") if name in family]
+        wait_until(lambda: not any(map(is_alive, ancestors)))
+    wait_until(lambda: not find_leftovers(level))
+    assert level.find_value("value = 'works'", start) == "works"
+
+
+SURVIVOR = """
+import sys
+from pathlib import Path
+from levels import LEVELS
+from sandbox_bench import Bench
+
+root, level, start, code = sys.argv[1:]
+bench = Bench(Path(root), grade=LEVELS[level])
+bench.add_scripted(start)
+bench.run(start, given={"code": code}, execution_id="looping")
+"""
+
+
+@pytest.mark.parametrize("start", ["fork", "fresh"])
+def test_kill_minus_9_of_the_supervisor_leaves_no_process(level, tmp_path, start):
+    name = next(name for name, grade in LEVELS.items() if grade is level.sandbox.grade)
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", SURVIVOR, str(tmp_path), name, start, STUBBORN],
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    stdout = tmp_path / "runs" / "looping" / "1" / "stdout"
+    try:
+        wait_until(lambda: stdout.exists() and stdout.read_text().count("\n") >= 3, 60)
+        below = find_processes_of(tmp_path)
+        assert len(below) >= 5
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    wait_until(lambda: not find_processes_of(tmp_path))
+    again = Bench(tmp_path, grade=level.sandbox.grade)
+    try:
+        again.add_scripted(start)
+        assert again.find_value("value = 1", start, execution_id="looping") == 1
+        wait_until(lambda: not find_leftovers(again))
+    finally:
+        again.close()
+
+
+def test_closing_the_engine_ends_everything(tmp_path):
+    bench = Bench(tmp_path)
+    try:
+        bench.add("shapes", "shapes", {"default": "./graphs.py:sync"})
+        assert bench.run("shapes", given={"x": 1}).status == "succeeded"
+        assert find_processes_of(tmp_path)
+    finally:
+        bench.close()
+    assert find_processes_of(tmp_path) == []
+    assert not list((tmp_path / "runs").rglob("*"))

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from wtb_core import history
 from wtb_core.attempts import MAX_LOG_BYTES, Assignment, Evaluation, Failure, Outcome
 from wtb_core.checkpoint_store import CheckpointSession, CheckpointStore, Scope
-from wtb_core.errors import FenceError, TrackingError, WtbError
+from wtb_core.errors import FenceError, LaunchLost, TrackingError, WtbError
 from wtb_core.files import commits
 from wtb_core.files.blobs import BlobStore
 from wtb_core.files.commits import BaseTree, Commit
@@ -279,9 +279,7 @@ class _Attempt:
             scope = Scope(assignment.execution_id, assignment.attempt)
             await self.engine.checkpoints.raise_fence(*scope)
             below = await self._import_origin(scope)
-            self.workspace = Workspace(shared.materials, grade, self.directory)
-            await finish_in_thread(self._make_directories, self.workspace, below)
-            ended = await self._run_graph(supervisor, scope)
+            ended = await self._run_graph(supervisor, scope, below, shared.materials, grade)
             outcome = await self._conclude(ended)
             if outcome.status == "succeeded" and assignment.evaluators:
                 evaluation = await self._evaluate(supervisor, outcome)
@@ -323,10 +321,35 @@ class _Attempt:
         files = {**self.assignment.variant.files, **self.assignment.case.get("files", {})}
         workspace.make(files, below)
 
-    async def _run_graph(self, supervisor: Supervisor, scope: Scope) -> Ended:
+    async def _run_graph(
+        self,
+        supervisor: Supervisor,
+        scope: Scope,
+        below: Commit | None,
+        materials: Materials,
+        grade: Grade,
+    ) -> Ended:
+        """The end of the graph's process.
+
+        One that was killed before user code began, or whose nursery was, is launched again: nothing
+        has happened yet.
+        """
+        for last in (False, False, True):
+            workspace = Workspace(materials, grade, self.directory)
+            await finish_in_thread(self._make_directories, workspace, below)
+            self.workspace, self.commits = workspace, AttemptCommits()
+            try:
+                ended = await self._launch(supervisor, scope, workspace)
+            except LaunchLost:
+                if last:
+                    raise
+                continue
+            if last or ended.started or ended.timed_out or ended.result is not None:
+                return ended
+        raise AssertionError("the last turn returns or raises")
+
+    async def _launch(self, supervisor: Supervisor, scope: Scope, workspace: Workspace) -> Ended:
         assignment = self.assignment
-        workspace = self.workspace
-        assert workspace is not None
         origin = assignment.origin
         job = {
             "execution_id": assignment.execution_id,

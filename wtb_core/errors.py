@@ -16,6 +16,7 @@
     ├── Unavailable          the service cannot answer now; the same call may succeed later
     ├── ProjectError         a project file or its code cannot be used
     ├── SetupError           an execution's process or workspace cannot be made
+    ├── LaunchLost           a SetupError: what a process was to be forked from died meanwhile
     ├── TrackingError        a workspace's files cannot be committed
     ├── StaleEpoch           another collector has taken over the store
     ├── FenceError           a newer attempt has taken over the execution's checkpoints
@@ -261,6 +262,10 @@ class TrackingError(WtbError):
     def __str__(self) -> str:
         files = ", ".join(self.failed_files)
         return f"{self.message}: {files}" if files else self.message
+
+
+class LaunchLost(SetupError):
+    """What a process was to be forked from died meanwhile; another try may succeed."""
 
 
 class StaleEpoch(WtbError):

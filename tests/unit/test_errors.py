@@ -22,6 +22,7 @@ EXAMPLES = {
     errors.Unavailable: ("nobody is there", 3),
     errors.ProjectError: ("project.yaml", ["is not YAML", "name: required"]),
     errors.SetupError: ("workspace", "no space left"),
+    errors.LaunchLost: ("start", "it is gone"),
     errors.TrackingError: (["a/b", "c"], "these cannot be read"),
     errors.StaleEpoch: (1, 2),
     errors.FenceError: ("b-1-0", 1, 2),

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from wtb_core.errors import SetupError, WireError
+from wtb_core.errors import LaunchLost, SetupError, WireError
 from wtb_core.sandbox import boot
 from wtb_core.sandbox.confinement import Bounds
 from wtb_core.sandbox.root import Plan
@@ -267,7 +267,7 @@ class Nursery:
                 await leash.send({"slot": request})
                 answer, handles = await leash.receive_with_descriptors(_MAX_DESCRIPTORS)
         except (EOFError, OSError, WireError, TimeoutError) as error:
-            raise SetupError("slot", f"its init did not answer: {error!r}") from error
+            raise LaunchLost("slot", f"its init did not answer: {error!r}") from error
         if "failed" in answer:
             raise make_error(answer)
         return handles
@@ -411,7 +411,7 @@ def _ask(channel: AsyncChannel, byte: bytes, numbers: list[int]) -> None:
     try:
         socket.send_fds(channel.sock, [byte], numbers)
     except OSError as error:
-        raise SetupError("start", f"the process to fork from is gone: {error}") from error
+        raise LaunchLost("start", f"the process to fork from is gone: {error}") from error
 
 
 def make_request(place: Place, scratch: Path) -> Request:

@@ -8,12 +8,13 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from wtb_core.errors import SetupError, WireError
+from wtb_core.errors import LaunchLost, SetupError, WireError
 from wtb_core.redaction import Redactor
 from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.processes import (
@@ -132,10 +133,14 @@ class Supervisor:
             message = f"the project did not load in {START_TIMEOUT_S:.0f} s"
             raise SetupError("start", self._with_log(message)) from error
         except (EOFError, OSError, WireError, KeyError) as error:
-            ended = describe_status(await nursery.end())
+            status = await nursery.end()
             await nursery.close()
-            message = f"the process that loads the project {ended}"
-            raise SetupError("start", self._with_log(message)) from error
+            message = f"the process that loads the project {describe_status(status)}"
+            lost = (
+                status is None or os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            )
+            fault = LaunchLost if lost else SetupError
+            raise fault("start", self._with_log(message)) from error
         except BaseException:  # raised again below
             await nursery.close()
             raise

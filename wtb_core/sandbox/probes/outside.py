@@ -75,7 +75,8 @@ def look(s: Surroundings) -> Outside:
 def verify(findings: Iterable[Finding], s: Surroundings, outside: Outside) -> list[Finding]:
     """The findings with what the outside saw: `contained` becomes `allowed` where it changed.
 
-    A change that no finding answers for is a finding of its own, `unexplained_changes`. Files and
+    To be called when the execution has ended: a daemon that is still there has outlived it. A
+    change that no finding answers for is a finding of its own, `unexplained_changes`. Files and
     processes that probes made outside are removed.
     """
     now = look(s).stamps

@@ -28,6 +28,7 @@ from wtb_core.sandbox.probes.findings import mark as mark_of
 _DAEMON = "probe-"
 _DAEMON_LIFE_S = 600
 _NAMED = 5
+_FIRST_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of linux/proc_ns.h: that of the machine
 _NAMESPACES = ("user", "mnt", "net", "pid", "ipc", "uts", "cgroup")
 
 
@@ -268,8 +269,11 @@ def _try_each(s: Surroundings, attack: Callable[[int], object]) -> Seen:
     The execution's init is a part of it: process 1 where no other process is to be seen.
     """
     own = _own_pids()
-    visible = [pid for pid in _all_pids() if pid not in own] if _is_apart(s) else []
+    others = [pid for pid in _all_pids() if pid not in own]
+    visible = others if _is_apart(s) else []
     targets = sorted({*visible, *([s.replica_pid] if s.replica_pid else [])} - own)
+    if others and not targets:
+        return allowed(f"not tried: {len(others)} processes of the outside are to be seen")
     reached: list[int] = []
     errors: dict[str, int] = {}
     for pid in targets:
@@ -301,7 +305,7 @@ def _is_apart(s: Surroundings) -> bool:
         inode = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return False
-    return inode != s.pid_namespace and shown == str(os.getpid())
+    return inode not in {s.pid_namespace, _FIRST_NAMESPACE} and shown == str(os.getpid())
 
 
 def _all_pids() -> list[int]:

@@ -7,6 +7,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from wtb_core.sandbox.probes import kernel
 from wtb_core.sandbox.probes.findings import (
@@ -18,6 +19,7 @@ from wtb_core.sandbox.probes.findings import (
     allowed,
     contained,
     describe,
+    new_path,
     refused,
 )
 
@@ -89,7 +91,7 @@ def _attack(probe: Probe, s: Surroundings, writer: int) -> None:
         with contextlib.suppress(OSError):  # after a change of user its /proc is not its own
             kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
         try:
-            seen = probe.attack(s)
+            seen = _try_workspace(s) or probe.attack(s)
         except OSError as error:
             seen = refused(describe(error))
         except MemoryError:
@@ -99,6 +101,16 @@ def _attack(probe: Probe, s: Surroundings, writer: int) -> None:
         os.write(writer, json.dumps(seen).encode())
     finally:
         os._exit(0)
+
+
+def _try_workspace(s: Surroundings) -> Seen | None:
+    """Where nothing can be prepared, an attack that fails would look like one that is refused."""
+    try:
+        Path(path := new_path(s.workspace)).mkdir()
+        Path(path).rmdir()
+    except OSError as error:
+        return allowed(f"not tried: the workspace cannot be written, {describe(error)}")
+    return None
 
 
 def _read(reader: int, deadline: float) -> bytes | None:

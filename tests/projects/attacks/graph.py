@@ -3,16 +3,21 @@
 Input: `probes`, names or null for all; `surroundings`, fields of `probes.Surroundings` without the
 workspace; `raw`, a list of `[attack, argument...]`. Output: `findings` and `outcomes`. Each finding
 is printed as well, so that the log has those made before the execution was ended.
+
+The graph `sibling` is the one that is attacked: it writes marks, waits for the file `go` in its
+HOME, and says in `before` and `after` what it sees of its files.
 """
 
 # The plain calls are the second opinion.
 # ruff: noqa: PTH101, PTH104, PTH123, PTH211
 
 import errno
+import hashlib
 import json
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -27,6 +32,8 @@ class State(TypedDict, total=False):
     raw: list[list[Any]]
     findings: list[list[Any]]
     outcomes: list[str]
+    before: str
+    after: str
 
 
 def attack(state: State) -> State:
@@ -124,3 +131,28 @@ def build_graph() -> StateGraph:
 
 def chosen(state: State) -> str:
     return "attack_plainly" if "raw" in state else "attack"
+
+
+def stay(state: State) -> State:
+    probes.put_marks(Path.cwd())
+    before = digest(Path.cwd())
+    print("here", flush=True)
+    while not Path.home().joinpath("go").exists():
+        time.sleep(0.02)
+    return {"before": before, "after": digest(Path.cwd())}
+
+
+def digest(directory: Path) -> str:
+    found = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        found.update(f"{path} {path.lstat().st_mode} {path.lstat().st_mtime_ns}".encode())
+        found.update(path.read_bytes() if path.is_file() else b"")
+    return found.hexdigest()
+
+
+def build_sibling() -> StateGraph:
+    graph = StateGraph(State)
+    graph.add_node("stay", stay)
+    graph.add_edge(START, "stay")
+    graph.add_edge("stay", END)
+    return graph

@@ -148,11 +148,15 @@ def _limit_processes(count: int) -> None:
     """Bound the slot's pids: RLIMIT_NPROC does not hold for uid 0.
 
     `pid_max` is a setting of the pid namespace since Linux 6.14, and of the machine before, which
-    is why it is only asked for from then on. Numbers below 300 are used once, so up to 300
-    processes more may be alive at first.
+    is why it is only asked for from then on. Numbers below 300 are given out once and never again;
+    they are skipped where the kernel can (CONFIG_CHECKPOINT_RESTORE), else up to 300 processes more
+    may be alive.
     """
+    settings = Path("/proc/sys/kernel")
     with kernel.step("pid limit"):
-        Path("/proc/sys/kernel/pid_max").write_text(str(_RESERVED_PIDS + count), encoding="ascii")
+        (settings / "pid_max").write_text(str(_RESERVED_PIDS + count), encoding="ascii")
+    with contextlib.suppress(OSError):
+        (settings / "ns_last_pid").write_text(str(_RESERVED_PIDS - 1), encoding="ascii")
 
 
 def _watch(channel: Channel, memory: int | None) -> NoReturn:

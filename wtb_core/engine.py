@@ -349,6 +349,7 @@ class _Attempt:
             stderr=self.directory / f"{prefix}stderr",
             network=self.assignment.workspace.network,
             memory=limits.memory + _MEMORY_RESERVE_BYTES,
+            disk=MAX_DISK_BYTES,
             processes=limits.processes,
             file_size=limits.file_size,
             cpu_seconds=math.ceil(limits.timeout) * (os.cpu_count() or 1) + 60,
@@ -431,11 +432,11 @@ class _Attempt:
 
     def _find_failure(self, ended: Ended) -> Failure | None:
         node = self.nodes.find_running()
-        if ended.exit.over is not None:
+        if ended.exit.over == "memory":
             limit = self.assignment.limits.memory
             reason = f"its processes together use more than limits.memory of {limit} bytes"
             return Failure(kind="out_of_memory", reason=reason, node=node)
-        if self.is_over_disk:
+        if self.is_over_disk or ended.exit.over == "disk":
             reason = "it fills the disk and was killed; what it wrote is being removed"
             return Failure(kind="crash", reason=reason, node=node)
         if ended.result is not None:

@@ -58,7 +58,8 @@ ALWAYS = {
     *("environment_read", "descriptors_of_others", "root_of_others", "replica_limits"),
     *("replica_priority", "daemon", "tcp_connect", "udp_send", "abstract_socket"),
     *("path_socket", "system_v_memory", "fork_bomb", "memory_bomb", "memory_bomb_together"),
-    *("memory_bomb_files", "disk_fill", "disk_fill_tmp", "disk_fill_shared_memory"),
+    *("memory_bomb_files", "disk_fill", "disk_fill_tmp", "disk_fill_deleted"),
+    "disk_fill_shared_memory",
     *("file_size", "open_files", "new_privileges"),
 }
 # What takes the capabilities of root, and no container around it.

@@ -25,7 +25,7 @@ _SLACK = 32
 _OVER = 1.25
 _CHUNK = 4 * 1024**2
 _FILE = 64 * 1024**2
-_HOLD_S = 2.0
+_HOLD_S = 3.0
 _PARTS = 4
 
 
@@ -95,6 +95,22 @@ def disk_fill(s: Surroundings) -> Seen:
 def disk_fill_tmp(s: Surroundings) -> Seen:
     """Write more to /tmp than the execution may."""
     return _fill_disk(s, "/tmp")  # noqa: S108 - what is attacked
+
+
+@probe("disk_bytes", time_limit_s=120, deadly=True)
+def disk_fill_deleted(s: Surroundings) -> Seen:
+    """Write more to deleted files of the workspace than the execution may."""
+    limit = int(s.disk_bytes or 0)
+    most = int(limit * _OVER)
+    if (free := shutil.disk_usage(s.workspace).free) < 2 * most:
+        return allowed(f"not tried: {free} bytes are free in {s.workspace}")
+    written = 0
+    while written < most:
+        descriptor = os.open(path := new_path(s.workspace), os.O_WRONLY | os.O_CREAT)
+        Path(path).unlink()
+        written += _write_bytes(descriptor, min(_FILE, s.file_bytes or _FILE, most - written))
+    time.sleep(_HOLD_S)
+    return allowed(f"{written} bytes with a limit of {limit}")
 
 
 @probe("disk_bytes", time_limit_s=120, deadly=True)

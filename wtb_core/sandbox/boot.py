@@ -45,8 +45,9 @@ def main() -> None:
         sock.set_inheritable(False)
     if mode == "child":
         _run(mode, sockets[0])
-    from wtb_core.sandbox import init
+    from wtb_core.sandbox import init, kernel
 
+    kernel.leave_session_keyring()
     if kind == "none":
         source, leash = sockets
         init.supervise(leash, lambda: _run(mode, source))

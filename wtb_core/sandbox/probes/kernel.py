@@ -22,6 +22,8 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 PTRACE_SEIZE = 0x4206
+KEYCTL_DESCRIBE = 6
+SESSION_KEYRING = -3
 
 # x86_64 and aarch64, from asm/unistd_64.h and asm-generic/unistd.h.
 _X86 = platform.machine() == "x86_64"
@@ -33,6 +35,7 @@ USERFAULTFD = 323 if _X86 else 282
 IO_URING_SETUP = 425
 OPEN_TREE = 428
 PIDFD_GETFD = 438
+KEYCTL = 250 if _X86 else 219
 MOUNT_SETATTR = 442
 
 libc = ctypes.CDLL(None, use_errno=True)

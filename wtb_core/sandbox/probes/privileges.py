@@ -153,6 +153,16 @@ def kernel_log(s: Surroundings) -> Seen:
 
 
 @probe()
+def session_keyring(s: Surroundings) -> Seen:
+    """Look at the keys of the session that the service was started in."""
+    del s
+    kernel.syscall(
+        kernel.KEYCTL, "keyctl", kernel.KEYCTL_DESCRIBE, kernel.SESSION_KEYRING, None, 0
+    )
+    return allowed("may look at the session keyring")
+
+
+@probe()
 def terminal(s: Surroundings) -> Seen:
     """Type into the terminal that the service was started from."""
     del s

@@ -291,7 +291,8 @@ class Nursery:
     def make_bounds(self, place: Place) -> Bounds:
         """The bounds that a job of this place carries."""
         in_slot = self._control is not None
-        writable = [place.home, place.tmp, *filter(None, (place.workspace, place.base))]
+        base = place.base if in_slot else None  # elsewhere it is the one that all share
+        writable = [place.home, place.tmp, *filter(None, (place.workspace, base))]
         return Bounds(
             landlock=self.confinement.landlock,
             in_slot=in_slot,

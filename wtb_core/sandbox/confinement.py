@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, TypedDict
 
 from wtb_core.sandbox import kernel
-from wtb_core.sandbox.root import find_readable
+from wtb_core.sandbox.root import find_readable, find_secrets
 
 MAX_OPEN_FILES: Final = 4096
 
@@ -71,8 +71,10 @@ def apply(bounds: Bounds) -> None:
 
 
 def _find_readable(hidden: list[str]) -> Iterator[str]:
-    for path in (*find_readable(), "/proc", "/dev"):
-        yield from _without(Path(path), [Path(entry) for entry in hidden])
+    """Nothing of /dev: its devices are granted one by one, and /dev/shm is shared by all."""
+    covered = [Path(path) for path in (*hidden, *find_secrets())]
+    for path in (*find_readable(), "/proc"):
+        yield from _without(Path(path), covered)
 
 
 def _without(path: Path, hidden: Sequence[Path]) -> Iterator[str]:

@@ -38,13 +38,16 @@ class Bounds(TypedDict):
 def join(namespaces: Sequence[int]) -> None:
     """Enter a slot's namespaces and give up every privilege over them.
 
-    The user namespace is the process's own, so that limits per user count its processes alone.
+    The user namespace is the process's own, so that limits per user count its processes alone. None
+    can be made in it: they give access to parts of the kernel that nobody else but root reaches, and
+    without Landlock to file systems in memory that no limit counts.
     """
     for namespace in namespaces:
         os.setns(namespace, 0)
         os.close(namespace)
     os.chdir("/")
     kernel.enter_user_namespace()
+    kernel.forbid_user_namespaces()
     give_up()
 
 

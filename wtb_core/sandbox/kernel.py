@@ -119,6 +119,12 @@ def enter_user_namespace(more: int = 0) -> None:
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
 
 
+def forbid_user_namespaces() -> None:
+    """Let nobody make another one in this user namespace; needs CAP_SYS_RESOURCE in it."""
+    with step("user namespaces"):
+        _write("/proc/sys/user/max_user_namespaces", "0")
+
+
 def _write(path: str, text: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:

@@ -213,8 +213,15 @@ class Sources:
 
 
 def protect_proc() -> None:
-    """Make the parts of a new /proc read-only that root may write even without capabilities."""
-    for name in _ROOT_OWNED if os.geteuid() == 0 else ():
+    """Make the parts of a new /proc read-only that root may write even without capabilities.
+
+    Not /proc/sys/user: it takes a capability, and each process limits its own user namespace there.
+    """
+    if os.geteuid() != 0:
+        return
+    limits = kernel.clone_tree("/proc/sys/user")
+    for name in _ROOT_OWNED:
         path = f"/proc/{name}"
         if os.path.lexists(path):
             kernel.bind(path, path, kernel.MOUNT_READ_ONLY)
+    kernel.attach(limits, "/proc/sys/user")

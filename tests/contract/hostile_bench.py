@@ -60,7 +60,8 @@ class HostileBench(Bench):
         self.sandbox.rung = rung
         self.engine.sandbox = self.sandbox
         engine.MAX_DISK_BYTES = DISK_BYTES
-        engine._DISK_LOOK_S = 0.05
+        engine._DISK_LOOK_S = 0.02
+        engine._DISK_LOOK_SHARE = 1.0
         base = root / "bases" / "version"
         shutil.copytree(PROJECTS / "attacks", base / "code", ignore=shutil.ignore_patterns("work*"))
         shutil.copytree(PROJECTS / "attacks" / "workspace", base / "workspace")

@@ -39,7 +39,7 @@ def join(namespaces: Sequence[int]) -> None:
     """Enter a slot's namespaces and give up every privilege over them.
 
     The user namespace is the process's own, so that limits per user count its processes alone. None
-    can be made in it: they give access to parts of the kernel that nobody else but root reaches, and
+    can be made in it: they give access to parts of the kernel that nobody but root reaches, and
     without Landlock to file systems in memory that no limit counts.
     """
     for namespace in namespaces:

@@ -2,7 +2,8 @@
 
 The init is pid 1 of the slot. It mounts what the process may see and write, says so, and from then
 on reaps orphans and watches what all processes in the slot hold of memory and of deleted files.
-When it ends, the kernel kills them. It ends with its leash, which the kernel closes for a supervisor that was killed.
+When it ends, the kernel kills them. It ends with its leash, which the kernel closes for a
+supervisor that was killed.
 """
 
 import contextlib
@@ -233,7 +234,7 @@ def _find_unnamed() -> _Unnamed:
                 with contextlib.suppress(OSError):
                     status = entry.stat()
                     if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
-                        in_memory = os.readlink(entry.path).startswith("/memfd:")
+                        in_memory = str(Path(entry.path).readlink()).startswith("/memfd:")
                         key = status.st_dev, status.st_ino
                         sizes[key] = in_memory, status.st_blocks * 512
     return _Unnamed(

@@ -98,6 +98,11 @@ class Probe(NamedTuple):
     deadly: bool
 
     @property
+    def group(self) -> str:
+        """What it attacks: the name of its module."""
+        return self.attack.__module__.rpartition(".")[2]
+
+    @property
     def title(self) -> str:
         """What the attack tries, in words."""
         return (self.attack.__doc__ or self.name).partition("\n")[0].rstrip(".")

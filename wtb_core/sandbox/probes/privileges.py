@@ -156,9 +156,7 @@ def kernel_log(s: Surroundings) -> Seen:
 def session_keyring(s: Surroundings) -> Seen:
     """Look at the keys of the session that the service was started in."""
     del s
-    kernel.syscall(
-        kernel.KEYCTL, "keyctl", kernel.KEYCTL_DESCRIBE, kernel.SESSION_KEYRING, None, 0
-    )
+    kernel.syscall(kernel.KEYCTL, "keyctl", kernel.KEYCTL_DESCRIBE, kernel.SESSION_KEYRING, None, 0)
     return allowed("may look at the session keyring")
 
 

@@ -16,12 +16,15 @@ from typing import Any, NamedTuple
 from ray import serve
 from starlette.responses import Response
 
+from deployments.attachments import make_attachment
 from deployments.calls import Handle, call, quieten_refusals
 from deployments.dispatcher import Dispatcher, quieten_rejections
 from deployments.pool_policy import PoolLimits, PoolWatcher
 from deployments.sse import EventStreams
+from wtb_core import forks
 from wtb_core.data import DataDir
 from wtb_core.errors import NotFound, WtbError
+from wtb_core.filehistory import FileHistory
 from wtb_core.files.blobs import BlobStore
 from wtb_core.parameters import (
     EXECUTION_STATES,
@@ -41,7 +44,7 @@ from wtb_core.projects import ProjectVersions, Registry
 from wtb_core.report import BatchFold
 from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.supervisor import describe
-from wtb_core.store.records import NewBatch, Receipt
+from wtb_core.store.records import ForkSource, NewBatch, Receipt, Trace
 from wtb_core.store.rows import parse_execution_id
 from wtb_core.store.views import ExecutionFilter, load_log, load_output, pick_attempt
 from wtb_core.submission import check_key, expand, prepare, renew
@@ -99,6 +102,7 @@ class BatchIngress:
         versions = ProjectVersions(self._blobs, data.bases, sandbox)
         look = partial(describe, sandbox)
         self._registry = Registry(Path(settings.root), settings.projects, versions, look)
+        self._files = FileHistory(self._blobs, versions)
         self._streams = EventStreams(self._read_page)
         self._folds: OrderedDict[str, BatchFold] = OrderedDict()
         app_name = serve.get_replica_context().app_name
@@ -177,6 +181,47 @@ class BatchIngress:
             batch = await renew(batch, self._registry, admission=admission)
         receipt: Receipt = await call(self._collector, "accept", batch)
         return _describe_receipt(receipt) | {"reused": receipt.reused, "retry_of": batch_id}
+
+    async def fork_execution(
+        self,
+        execution_id: str,
+        checkpoint_id: str,
+        state: dict[str, Any] | None = None,
+        nodes: dict[str, str] | None = None,
+        config: dict[str, Any] | None = None,
+        attempt: int | None = None,
+        idempotency_key: str | None = None,
+        submitted_by: str | None = None,
+    ) -> dict[str, Any]:
+        """Make a batch of one execution that goes on from a checkpoint with its state and files.
+
+        `state` goes through the graph's reducers; `nodes` and `config` go over the variant's own.
+        Without an `attempt` it is the latest that ended, of the execution that ran.
+
+        Returns:
+            `{batch_id, status, executions, links, created, forked_from}`.
+
+        Raises:
+            NotFound: when there is no such execution, attempt or checkpoint.
+            NotForkable: when the attempt runs or left no history, or it is no fork point.
+            InvalidSpec: with all problems; nothing was stored.
+            Conflict, TooManyPending: as for `submit_batch`.
+        """
+        asked = {
+            "checkpoint_id": checkpoint_id,
+            "state": state,
+            "nodes": nodes,
+            "config": config,
+            "attempt": attempt,
+        }
+        forks.check_attempt(attempt)
+        if idempotency_key is not None:
+            check_key(idempotency_key)
+        source: ForkSource = await call(self._collector, "get_fork_source", execution_id, attempt)
+        batch = await forks.make(asked, source, self._files, self._registry)
+        batch = batch._replace(idempotency_key=idempotency_key, submitted_by=submitted_by)
+        receipt: Receipt = await call(self._collector, "accept", batch)
+        return _describe_receipt(receipt) | {"forked_from": forks.describe(batch)}
 
     async def get_batch(self, batch_id: str) -> dict[str, Any]:
         """One batch as `GET /v1/batches/{id}` answers it."""
@@ -294,6 +339,61 @@ class BatchIngress:
         item = await call(self._collector, "get_origin", execution_id)
         return await asyncio.to_thread(load_log, pick_attempt(item, attempt), stream, self._blobs)
 
+    async def list_checkpoints(
+        self,
+        execution_id: str,
+        attempt: int | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> dict[str, Any]:
+        """The checkpoints of an attempt, oldest first; none while it runs.
+
+        Returns:
+            `{execution_id, attempt, items, next_cursor}`.
+        """
+        check_limit(limit)
+        trace = await self._get_trace(execution_id, attempt)
+        page = await asyncio.to_thread(self._files.list_checkpoints, trace, limit, cursor)
+        return {"execution_id": execution_id, **page}
+
+    async def list_files(
+        self,
+        execution_id: str,
+        from_: str = "start",
+        to: str = "final",
+        attempt: int | None = None,
+        diff: bool = False,  # noqa: FBT001, FBT002 - handles pass positions
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> dict[str, Any]:
+        """The paths that differ between two points: checkpoints, `base`, `start` or `final`.
+
+        Returns:
+            `{execution_id, attempt, from, to, items, next_cursor, counts}`; see
+            `FileHistory.list_changes`.
+
+        Raises:
+            NotFound: when there is no such point, or its files are not known.
+        """
+        check_limit(limit)
+        trace = await self._get_trace(execution_id, attempt)
+        page = await asyncio.to_thread(
+            self._files.list_changes, trace, from_, to, diff=diff, limit=limit, cursor=cursor
+        )
+        return {"execution_id": execution_id, **page}
+
+    async def read_file(
+        self, execution_id: str, path: str, at: str = "final", attempt: int | None = None
+    ) -> dict[str, Any]:
+        """A file of at most 64 MiB: `{execution_id, attempt, path, at, size_bytes, mode, data}`.
+
+        Raises:
+            NotFound, NotAFile, InvalidRequest: see `FileHistory.read_file`.
+        """
+        trace = await self._get_trace(execution_id, attempt)
+        found = await asyncio.to_thread(self._files.read_file, trace, path, at)
+        return {"execution_id": execution_id, **found}
+
     async def get_comparison(self, batch_id: str) -> dict[str, Any]:
         """Per variant: n, succeeded, failed by kind, each score's mean and n."""
         fold = self._folds.pop(batch_id, None) or BatchFold()
@@ -383,7 +483,17 @@ class BatchIngress:
         """The HTTP answer that streams a batch's events, live."""
         return self._streams.respond(batch_id, after)
 
+    async def respond_with_file(
+        self, execution_id: str, path: str, at: str, attempt: int | None
+    ) -> Response:
+        """The HTTP answer that is a file of any size."""
+        trace = await self._get_trace(execution_id, attempt)
+        return make_attachment(await asyncio.to_thread(self._files.find_file, trace, path, at))
+
     # -- inside --------------------------------------------------------------------------------
+
+    async def _get_trace(self, execution_id: str, attempt: int | None) -> Trace:
+        return await call(self._collector, "get_trace", execution_id, attempt)
 
     async def _read_page(
         self, batch_id: str, after: int, limit: int, wait_ms: int

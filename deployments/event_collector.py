@@ -24,7 +24,15 @@ from wtb_core.parameters import BatchFilter
 from wtb_core.store import acceptance, claims, endings, log, pool, reuse, views
 from wtb_core.store.database import migrate, open_engine
 from wtb_core.store.ledger import Ledger
-from wtb_core.store.records import Answer, Claimant, Finish, NewBatch, Receipt
+from wtb_core.store.records import (
+    Answer,
+    Claimant,
+    Finish,
+    ForkSource,
+    NewBatch,
+    Receipt,
+    Trace,
+)
 from wtb_core.store.rows import get_batch, get_execution, parse_execution_id
 from wtb_core.store.tables import POOL_STREAM, attempts
 from wtb_core.store.views import ExecutionFilter
@@ -125,6 +133,14 @@ class EventCollector:
     async def get_origin(self, text: str) -> dict[str, Any]:
         """See `views.read_origin`."""
         return await self._read(lambda c: views.read_origin(c, text))
+
+    async def get_trace(self, text: str, attempt: int | None) -> Trace:
+        """See `views.read_trace`."""
+        return await self._read(lambda c: views.read_trace(c, text, attempt))
+
+    async def get_fork_source(self, text: str, attempt: int | None) -> ForkSource:
+        """See `views.read_fork_source`."""
+        return await self._read(lambda c: views.read_fork_source(c, text, attempt))
 
     async def get_outputs(
         self, batch_id: str, numbers: list[int]

@@ -31,6 +31,7 @@ STATUS: dict[type[errors.WtbError], HTTPStatus] = {
     errors.Unauthorized: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.NotFound: HTTPStatus.NOT_FOUND,
+    errors.NotAFile: HTTPStatus.NOT_FOUND,
     errors.Conflict: HTTPStatus.CONFLICT,
     errors.NotRetryable: HTTPStatus.CONFLICT,
     errors.NotForkable: HTTPStatus.CONFLICT,

@@ -29,6 +29,7 @@ def _body(model: str, *, required: bool) -> dict[str, Any]:
 
 
 SPEC_BODY = _body("BatchSpec", required=True)
+FORK_BODY = _body("ForkBody", required=True)
 
 
 def optional_body(model: str) -> dict[str, Any]:
@@ -56,6 +57,15 @@ def answers(
     return described | {status: _problem(status) for status in problems}
 
 
+def answers_bytes(*problems: int) -> dict[int | str, dict[str, Any]]:
+    """What a route answers that sends a file as it is."""
+    schema = {"type": "string", "format": "binary"}
+    described: dict[int | str, dict[str, Any]] = {
+        200: {"description": "OK", "content": {"application/octet-stream": {"schema": schema}}}
+    }
+    return described | {status: _problem(status) for status in problems}
+
+
 def install(app: FastAPI, *, secured: bool) -> None:
     """Make `app.openapi()` the complete document; `secured` says that tokens are needed."""
 
@@ -71,7 +81,8 @@ def _make(app: FastAPI, *, secured: bool) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
-    bodies = (BatchSpec, schemas.CancelBody, schemas.RetryBody, schemas.ProblemDocument)
+    small = (schemas.CancelBody, schemas.RetryBody, schemas.ForkBody)
+    bodies = (BatchSpec, *small, schemas.ProblemDocument)
     _, found = models_json_schema([(model, "validation") for model in bodies], ref_template=_REF)
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(found["$defs"])

@@ -1,12 +1,16 @@
 """The HTTP API under `/v1`: thin routes over the ingress's handle methods."""
 
 import asyncio
+import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI, Header, Path, Query, Request
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from deployments import http_errors, openapi, schemas
@@ -14,11 +18,35 @@ from deployments.batch_ingress import BatchIngress, Settings
 from deployments.bodies import read_document, read_optional
 from deployments.openapi import answers
 from deployments.security import Gate
+from wtb_core import forks
 from wtb_core.errors import InvalidRequest, NotFound
+from wtb_core.filehistory import MAX_POINT_CHARS
 from wtb_core.parameters import MAX_LIMIT, MAX_WAIT_MS
 from wtb_core.report import render_csv, render_markdown
 
 ID = {"pattern": "^[A-Za-z0-9_-]{1,64}$"}
+
+POINT: dict[str, Any] = {
+    "min_length": 1,
+    "max_length": MAX_POINT_CHARS,
+    "description": "a checkpoint's id, `base`, `start` or `final`",
+}
+_FILE_PATH = re.compile(rb"/v1/executions/[^/]+/files/(.*)", re.DOTALL)
+
+
+class _AnyPath(Convertor[str]):
+    """The rest of the address, whatever is in it; Starlette's own stops at a line's end."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("any", _AnyPath())
 
 BatchId = Annotated[str, Path(json_schema_extra=ID)]
 ExecutionId = Annotated[str, Path(json_schema_extra=ID)]
@@ -73,6 +101,20 @@ class _AttemptQuery(_Query):
     attempt: Annotated[int, Field(ge=1, le=1_000)] | None = None
 
 
+class _CheckpointQuery(_PageQuery, _AttemptQuery):
+    pass
+
+
+class _FileQuery(_PageQuery, _AttemptQuery):
+    from_: Annotated[str, Field(alias="from", **POINT)] = "start"
+    to: Annotated[str, Field(**POINT)] = "final"
+    diff: bool = False
+
+
+class _PointQuery(_AttemptQuery):
+    at: Annotated[str, Field(**POINT)] = "final"
+
+
 class _NodeQuery(_PageQuery, _AttemptQuery):
     pass
 
@@ -101,6 +143,7 @@ def build(ingress: BatchIngress, settings: Settings, tokens: Mapping[str, str]) 
     _add_events(app, ingress)
     _add_results(app, ingress)
     _add_executions(app, ingress)
+    _add_files(app, ingress, settings)
     _add_operations(app, ingress)
     openapi.install(app, secured=bool(tokens))
     return app
@@ -301,6 +344,75 @@ def _add_executions(app: FastAPI, ingress: BatchIngress) -> None:
         body = await read_optional(request, schemas.CancelBody)
         answer = await ingress.cancel_execution(execution_id, body.reason)
         return JSONResponse(answer, 202 if answer["changed"] else 200)
+
+
+def _add_files(app: FastAPI, ingress: BatchIngress, settings: Settings) -> None:
+    @app.get(
+        "/v1/executions/{execution_id}/checkpoints",
+        responses=answers({200: schemas.CheckpointPage}, 404, 422, 503),
+    )
+    async def list_checkpoints(
+        execution_id: ExecutionId, query: Annotated[_CheckpointQuery, Query()]
+    ) -> Response:
+        """The checkpoints of an attempt, oldest first; none while it runs."""
+        return await _render(await ingress.list_checkpoints(execution_id, **query.model_dump()))
+
+    @app.get(
+        "/v1/executions/{execution_id}/files",
+        responses=answers({200: schemas.FilePage}, 404, 422, 503),
+    )
+    async def list_files(
+        execution_id: ExecutionId, query: Annotated[_FileQuery, Query()]
+    ) -> Response:
+        """The paths that differ between two points, with `diff` line by line."""
+        return await _render(await ingress.list_files(execution_id, **query.model_dump()))
+
+    @app.get(
+        "/v1/executions/{execution_id}/files/{path:any}",
+        responses=openapi.answers_bytes(404, 422, 503),
+        response_class=Response,
+    )
+    async def read_file(
+        execution_id: ExecutionId,
+        path: Annotated[str, Path(description="percent-encoded, any bytes")],
+        request: Request,
+        query: Annotated[_PointQuery, Query()],
+    ) -> Response:
+        """A file's bytes, as an attachment."""
+        name = _read_path(request, path)
+        return await ingress.respond_with_file(execution_id, name, query.at, query.attempt)
+
+    @app.post(
+        "/v1/executions/{execution_id}/fork",
+        status_code=202,
+        responses=answers({202: schemas.ForkReceipt}, 400, 404, 409, 413, 415, 422, 429, 503),
+        openapi_extra=openapi.FORK_BODY,
+    )
+    async def fork_execution(
+        execution_id: ExecutionId,
+        request: Request,
+        _: NoQuery,
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
+        """Make a new batch of one execution that goes on from a checkpoint."""
+        asked = forks.read_body(await read_document(request, settings.max_body_bytes))
+        receipt = await ingress.fork_execution(
+            execution_id,
+            **asked,
+            idempotency_key=idempotency_key,
+            submitted_by=request.state.user,
+        )
+        receipt.pop("created")
+        return JSONResponse(receipt, 202, {"Location": receipt["links"]["self"]})
+
+
+def _read_path(request: Request, decoded: str) -> str:
+    """A path as `os.fsdecode` gives it; servers decode it as UTF-8, which loses other bytes."""
+    raw: bytes | None = request.scope.get("raw_path")
+    if raw is None:
+        return decoded
+    found = _FILE_PATH.search(raw.partition(b"?")[0])
+    return decoded if found is None else os.fsdecode(unquote_to_bytes(found[1]))
 
 
 def _add_operations(app: FastAPI, ingress: BatchIngress) -> None:

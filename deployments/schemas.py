@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wtb_core.attempts import Failure, NodeRun
+from wtb_core.attempts import Failure, NodeRun, TrackingFailure
 from wtb_core.events import Counts, Event
+from wtb_core.history import CheckpointSummary
 from wtb_core.states import BatchStatus, ExecutionStatus
 
 Cursor = str | None
@@ -64,6 +65,20 @@ class RetryReceipt(Receipt):
     retry_of: str
 
 
+class ForkOrigin(_Answer):
+    """The checkpoint that a fork goes on from, of the execution that ran."""
+
+    execution_id: str
+    attempt: int
+    checkpoint_id: str
+
+
+class ForkReceipt(Receipt):
+    """A batch of one execution that goes on from a checkpoint."""
+
+    forked_from: ForkOrigin
+
+
 class Plan(_Answer):
     """What a spec would run; nothing was stored. `spec` has its defaults and no cases."""
 
@@ -96,6 +111,7 @@ class BatchSummary(_Answer):
     project_version: str
     status: BatchStatus
     retry_of: str | None
+    forked_from: ForkOrigin | None
     submitted_by: str | None
     labels: dict[str, str]
     created_at: str
@@ -154,7 +170,10 @@ class _Result(_Answer):
     queue_ms: int | None
     node_count: int | None
     checkpoint_count: int | None
+    start_commit_id: str | None
     file_commit_id: str | None
+    files_tracked: int | None
+    tracking_failures: list[TrackingFailure]
     isolation: dict[str, Any] | None
     start: Literal["fork", "fresh"] | None
     start_reason: str | None
@@ -219,6 +238,56 @@ class NodePage(_Answer):
     attempt: int
     items: list[NodeRun]
     next_cursor: Cursor
+
+
+class CheckpointPage(_Answer):
+    """The checkpoints of one attempt, oldest first; `attempt` is 0 where there is none."""
+
+    execution_id: str
+    attempt: int
+    items: list[CheckpointSummary]
+    next_cursor: Cursor
+
+
+class FileChange(_Answer):
+    """One path that differs; a side without it has null. Modes are octal text.
+
+    `binary` and `diff` are null where no diff was asked for; `diff` also for binary files, and
+    where `diff_truncated` says that a side is too large.
+    """
+
+    path: str
+    change: Literal["created", "modified", "deleted"]
+    kind: Literal["directory", "file", "link"]
+    size_before: int | None
+    size_after: int | None
+    mode_before: str | None
+    mode_after: str | None
+    binary: bool | None
+    diff: str | None
+    diff_truncated: bool
+
+
+class ChangeCounts(_Answer):
+    """How many paths differ, on all pages."""
+
+    created: int
+    modified: int
+    deleted: int
+
+
+class FilePage(_Answer):
+    """The paths that differ between two points, in their order."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    execution_id: str
+    attempt: int
+    from_: str = Field(alias="from")
+    to: str
+    items: list[FileChange]
+    next_cursor: Cursor
+    counts: ChangeCounts
 
 
 class Mean(_Answer):
@@ -355,6 +424,19 @@ class CancelBody(_Answer):
         max_length=1_000,
         pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$",
     )
+
+
+class ForkBody(_Answer):
+    """Where to go on, and with what; `nodes` and `config` go over the variant's own.
+
+    `state` goes through the graph's reducers. Without an `attempt` it is the latest that ended.
+    """
+
+    checkpoint_id: str = Field(min_length=1, max_length=128)
+    state: dict[str, Any] | None = None
+    nodes: dict[str, str] | None = None
+    config: dict[str, Any] | None = None
+    attempt: int | None = Field(default=None, ge=1, le=1_000)
 
 
 class RetryBody(_Answer):

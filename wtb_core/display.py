@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,6 +19,9 @@ from wtb_core.report import format_mean
 MAX_TEXT = 300
 PLAIN_WIDTH = 120
 VERSION_CHARS = 12
+MAX_PATH_CHARS = 4_096
+_MARKS = {"created": ("A", "green"), "modified": ("M", "yellow"), "deleted": ("D", "red")}
+_DIFF_COLOURS = (("+", "green"), ("-", "red"), ("@@", "cyan"))
 # Control characters, and those that turn the direction of what follows them.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _UNSAFE = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
@@ -252,6 +256,7 @@ def print_batch(batch: Mapping[str, Any], failures: Mapping[str, int], console: 
         "project": f"{batch['project']} @ {str(batch['project_version'])[:VERSION_CHARS]}",
         "status": batch["status"],
         "retry of": batch["retry_of"],
+        "forked from": _describe_origin(batch.get("forked_from")),
         "labels": ", ".join(f"{k}={v}" for k, v in (batch.get("labels") or {}).items()),
         "submitted by": batch.get("submitted_by"),
         "created": batch["created_at"],
@@ -287,6 +292,8 @@ def print_execution_in_full(execution: Mapping[str, Any], console: Console) -> N
         console.print(f"  {clean(metric)}: {clean(comment)}")
     for metric, message in (execution.get("score_errors") or {}).items():
         console.print(f"  {clean(metric)} could not be given: {clean(message)}")
+    for failure in execution.get("tracking_failures") or []:
+        console.print(f"  files could not be tracked: {clean(failure['error_message'])}")
     if traceback := (execution.get("failure") or {}).get("traceback"):
         console.print(escape(strip_controls(traceback).rstrip()), soft_wrap=True)
     for attempt in execution.get("attempts", []):
@@ -298,6 +305,63 @@ def print_execution_in_full(execution: Mapping[str, Any], console: Console) -> N
     if execution.get("output") is not None:
         text = json.dumps(execution["output"], ensure_ascii=False, indent=2)
         console.print(escape(strip_controls(text)), soft_wrap=True)
+
+
+def print_checkpoints(items: Iterable[Mapping[str, Any]], console: Console) -> None:
+    """Each checkpoint, those of the root with the number that `wtb execution fork` takes."""
+    number = 0
+    for item in items:
+        if item["ns"]:
+            where = f"    in {clean(item['ns'])}: "
+        else:
+            where = f"{number:>3} "
+            number += 1
+        note = "" if item["ns"] or item["forkable"] else "  its files are not known"
+        console.print(
+            f"{where} {clean(item['checkpoint_id'])}  step {item['step']}  "
+            f"{clean(item['source'])}  {item['created_at']}{note}",
+            soft_wrap=True,
+        )
+
+
+def print_changes(found: Mapping[str, Any], console: Console) -> None:
+    """Each path that differs, with a mark and its size, then how many there are."""
+    for item in found["items"]:
+        mark, colour = _MARKS[item["change"]]
+        path = clean(item["path"], MAX_PATH_CHARS)
+        console.print(f"[{colour}]{mark}[/]  {path}{_describe_size(item)}", soft_wrap=True)
+    counts = ", ".join(f"{count} {change}" for change, count in found["counts"].items())
+    console.print(f"{counts}; {clean(found['from'])} to {clean(found['to'])}", soft_wrap=True)
+
+
+def print_diff(found: Mapping[str, Any], console: Console) -> None:
+    """Unified diffs as they are, so that `patch` can read them; what has none is named."""
+    coloured = console.is_terminal and not console.no_color
+    for item in found["items"]:
+        for line in _diff_lines(item):
+            colour = next((c for start, c in _DIFF_COLOURS if line.startswith(start)), None)
+            console.file.write(f"{click.style(line, fg=colour) if coloured else line}\n")
+
+
+def _diff_lines(item: Mapping[str, Any]) -> Iterator[str]:
+    name = strip_controls(item["path"]).replace("\n", " ")
+    if item["diff"]:
+        yield from strip_controls(item["diff"]).removesuffix("\n").split("\n")
+    if item["binary"]:
+        yield f"The binary file {name} was {item['change']}"
+    elif item["diff_truncated"]:
+        yield f"The diff of {name} is cut" if item["diff"] else f"{name} is too large for a diff"
+    elif not item["diff"]:
+        yield f"The {item['kind']} {name} was {item['change']}"
+    if item["change"] == "modified" and item["mode_before"] != item["mode_after"]:
+        yield f"The mode of {name} was {item['mode_before']} and is {item['mode_after']}"
+
+
+def _describe_size(item: Mapping[str, Any]) -> str:
+    if item["kind"] != "file":
+        return f"  {item['kind']}"
+    sizes = (item["size_before"], item["size_after"])
+    return f"  {' to '.join(str(size) for size in sizes if size is not None)} bytes"
 
 
 def print_projects(items: Iterable[Mapping[str, Any]], console: Console) -> None:
@@ -333,6 +397,12 @@ def _print_rows(rows: Mapping[str, Any], console: Console) -> None:
     for key, value in rows.items():
         if value not in {None, ""}:
             console.print(f"{key:<13} {clean(value)}", soft_wrap=True)
+
+
+def _describe_origin(origin: Mapping[str, Any] | None) -> str | None:
+    if origin is None:
+        return None
+    return f"{origin['execution_id']}, checkpoint {origin['checkpoint_id']}"
 
 
 def _describe_pace(pace: Mapping[str, Any]) -> str:

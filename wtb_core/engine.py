@@ -26,7 +26,7 @@ from wtb_core.files import commits
 from wtb_core.files.blobs import BlobStore
 from wtb_core.files.commits import BaseTree, Commit
 from wtb_core.files.layers import LayerCache
-from wtb_core.files.summaries import FileHistory
+from wtb_core.files.summaries import AttemptCommits
 from wtb_core.parameters import LOG_STREAMS
 from wtb_core.redaction import Redactor
 from wtb_core.sandbox import audit, leftovers
@@ -238,7 +238,7 @@ class _Attempt:
         self.redactor = Redactor({})
         self.output: str | None = None  # without secrets; the evaluators get it as it was
         self.workspace: Workspace | None = None
-        self.history = FileHistory()
+        self.commits = AttemptCommits()
         self.isolation: dict[str, Any] = {}
         self.is_over_disk = False
 
@@ -342,7 +342,7 @@ class _Attempt:
         try:
             await self._begin_history()
             self.checkpoints = self.engine.checkpoints.session(
-                scope, self._track, self.history.start_id
+                scope, self._track, self.commits.start_id
             )
             run = Run(launched, self._handle, assignment.limits.timeout)
             watching = asyncio.create_task(self._watch_disk(workspace, launched.process))
@@ -377,9 +377,9 @@ class _Attempt:
         try:
             commit = await finish_in_thread(self.workspace.track)
         except TrackingError as error:
-            self.history.fail(checkpoint_id, error)
+            self.commits.fail(checkpoint_id, error)
             return None
-        self.history.add(checkpoint_id, commit)
+        self.commits.add(checkpoint_id, commit)
         return commit.id
 
     async def _watch_disk(self, workspace: Workspace, process: SandboxProcess) -> None:
@@ -432,15 +432,15 @@ class _Attempt:
             kept = await finish_in_thread(self._store_history, self.workspace, past)
         except OSError as error:
             message = f"the commits cannot be made durable: {error.strerror}"
-            self.history.fail(None, TrackingError([], message))
+            self.commits.fail(None, TrackingError([], message))
             kept = {}
-        return {**logs, **kept, "tracking_failures": self.history.failures}
+        return {**logs, **kept, "tracking_failures": self.commits.failures}
 
     def _store_history(self, workspace: Workspace, past: history.History) -> dict[str, Any]:
         workspace.sync()
-        files = self.history.summarise(self.engine.blobs, workspace.base)
+        files = self.commits.summarise(self.engine.blobs, workspace.base)
         digest = self.engine.blobs.put(history.encode(past))
-        return {"history": digest, "start_commit_id": self.history.start_id, "files": files}
+        return {"history": digest, "start_commit_id": self.commits.start_id, "files": files}
 
     def _find_failure(self, ended: Ended) -> Failure | None:
         node = self.nodes.find_running()

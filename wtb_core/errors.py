@@ -5,6 +5,7 @@
     ├── InvalidDocument      a JSON or YAML text that cannot be read
     ├── InvalidRequest       a parameter of a call is wrong
     ├── NotFound             no such batch, execution, project or file
+    ├── NotAFile             a path in a workspace that has no bytes of its own
     ├── Conflict             the idempotency key belongs to another spec
     ├── NotRetryable         a batch that has not ended, or has nothing to try again
     ├── NotForkable          a checkpoint that no execution can start from
@@ -103,6 +104,18 @@ class NotFound(WtbError):
 
     def __str__(self) -> str:
         return f"there is no {self.noun} {self.key!r}"
+
+
+class NotAFile(WtbError):
+    """The path is there, and is a directory or a link; `found` says which."""
+
+    def __init__(self, path: str, found: str) -> None:
+        super().__init__(path, found)
+        self.path = path
+        self.found = found
+
+    def __str__(self) -> str:
+        return f"{self.path!r} is no file: it is {self.found}"
 
 
 class Conflict(WtbError):

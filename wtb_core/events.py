@@ -71,7 +71,10 @@ class BatchProgress(Payload):
 
 
 class BatchCompleted(Payload):
-    """Every execution has ended."""
+    """Every execution has ended.
+
+    `files_tracked` is the sum over the executions that succeeded, also over what was taken over.
+    """
 
     counts: Counts
     duration_ms: int
@@ -192,7 +195,7 @@ class VariantCancelled(_AttemptPayload):
 
 
 class FilesTracked(_AttemptPayload):
-    """The attempt's final file commit."""
+    """The attempt's final file commit, counted against the files that user code found."""
 
     file_commit_id: str
     checkpoint_id: str | None
@@ -204,8 +207,12 @@ class FilesTracked(_AttemptPayload):
 
 
 class FilesTrackingFailed(_AttemptPayload):
-    """A file commit could not be made; the execution's own result stands."""
+    """A file commit could not be made; the execution's own result stands.
 
+    `checkpoint_id` is null for the final commit, and where further failures are only counted.
+    """
+
+    checkpoint_id: str | None
     failed_files: list[str]
     error_message: str
 

@@ -77,6 +77,7 @@ class BatchFold:
         self.succeeded = 0
         self.failed = 0
         self.cancelled = 0
+        self.files_tracked = 0
         self._running: set[str] = set()
         self._variants: dict[str, _VariantFold] = {}
 
@@ -170,6 +171,7 @@ class BatchFold:
             fold.failed[payload["kind"]] += 1
         else:
             self.succeeded += 1
+            self.files_tracked += payload.get("files_tracked", 0)
             fold.succeeded += 1
             fold.reused += payload.get("reused_from") is not None
             fold.duration.add(payload["duration_ms"])

@@ -6,17 +6,19 @@ used by one runner at a time; a runner that starts finds the attempts of a dead 
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 
+from wtb_core import forks
 from wtb_core.attempts import Assignment
 from wtb_core.checkpoint_store import CheckpointStore
 from wtb_core.data import DataDir, hold
 from wtb_core.engine import Engine
+from wtb_core.filehistory import FileHistory
 from wtb_core.files.blobs import BlobStore
 from wtb_core.ids import new_batch_id, new_event_id, now_ms
 from wtb_core.parameters import (
@@ -36,7 +38,7 @@ from wtb_core.states import TERMINAL_BATCH
 from wtb_core.store import acceptance, claims, endings, reuse, views
 from wtb_core.store.database import migrate, open_engine
 from wtb_core.store.ledger import Ledger
-from wtb_core.store.records import Claimant, Finish, Receipt
+from wtb_core.store.records import Claimant, Finish, Receipt, Trace
 from wtb_core.store.rows import get_batch, parse_execution_id
 from wtb_core.store.views import ExecutionFilter
 from wtb_core.store.writer import Writer
@@ -68,6 +70,7 @@ class BatchTestRunner:
         self._versions = ProjectVersions(self._blobs, data.bases, sandbox)
         self._runner = Engine(data.runs, self._blobs, self._checkpoints, self._find_setup, sandbox)
         self._registry = Registry(root, projects, self._versions, partial(describe, sandbox))
+        self._files = FileHistory(self._blobs, self._versions)
         self._writer = Writer(self._engine, self._ledger, self._announce)
 
     async def submit(self, spec: object, idempotency_key: str | None = None) -> Receipt:
@@ -114,6 +117,19 @@ class BatchTestRunner:
             batch = reuse.renew(connection, batch_id, new_batch_id(), idempotency_key, None)
         if project_version == "latest":
             batch = await renew(batch, self._registry, admission=DEFAULT_ADMISSION)
+        return await self._writer.write(lambda c: acceptance.accept(self._ledger, c, batch))
+
+    async def fork(
+        self, execution_id: str, asked: Mapping[str, Any], idempotency_key: str | None = None
+    ) -> Receipt:
+        """Make the batch that goes on from a checkpoint; see `forks.make` for what it raises."""
+        if idempotency_key is not None:
+            check_key(idempotency_key)
+        forks.check_attempt(asked.get("attempt"))
+        with self._reading() as connection:
+            source = views.read_fork_source(connection, execution_id, asked.get("attempt"))
+        batch = await forks.make(asked, source, self._files, self._registry)
+        batch = batch._replace(idempotency_key=idempotency_key)
         return await self._writer.write(lambda c: acceptance.accept(self._ledger, c, batch))
 
     async def cancel_execution(self, execution_id: str, reason: str) -> bool:
@@ -175,6 +191,34 @@ class BatchTestRunner:
             item = views.read_origin(connection, execution_id)
         return views.load_log(views.pick_attempt(item, attempt), stream, self._blobs)
 
+    def read_checkpoints(
+        self, execution_id: str, attempt: int | None, limit: int, cursor: str | None
+    ) -> dict[str, Any]:
+        """A page of an attempt's checkpoints; see `FileHistory.list_checkpoints`."""
+        trace = self._read_trace(execution_id, attempt)
+        page = self._files.list_checkpoints(trace, limit, cursor)
+        return {"execution_id": execution_id, **page}
+
+    def read_changes(
+        self,
+        execution_id: str,
+        points: tuple[str, str],
+        attempt: int | None,
+        limit: int,
+        cursor: str | None,
+        *,
+        diff: bool,
+    ) -> dict[str, Any]:
+        """A page of what differs between two points; see `FileHistory.list_changes`."""
+        trace = self._read_trace(execution_id, attempt)
+        page = self._files.list_changes(trace, *points, diff=diff, limit=limit, cursor=cursor)
+        return {"execution_id": execution_id, **page}
+
+    def read_file(self, execution_id: str, path: str, at: str, attempt: int | None) -> bytes:
+        """The bytes of a file; see `FileHistory.find_file`."""
+        trace = self._read_trace(execution_id, attempt)
+        return self._files.find_file(trace, path, at).blob.read_bytes()
+
     def follow(
         self, batch_id: str, after: int, check: Callable[[], None] = lambda: None
     ) -> Iterator[dict[str, Any]]:
@@ -223,6 +267,10 @@ class BatchTestRunner:
 
     def _reading(self) -> Connection:
         return self._engine.connect().execution_options(read_only=True)
+
+    def _read_trace(self, execution_id: str, attempt: int | None) -> Trace:
+        with self._reading() as connection:
+            return views.read_trace(connection, execution_id, attempt)
 
     async def _continue(self, batch_id: str) -> None:
         """Deadlines, and the chunks of what is too large for one transaction."""

@@ -129,15 +129,24 @@ async def renew(batch: NewBatch, registry: Registry, *, admission: int) -> NewBa
 
     Raises:
         InvalidSpec: when the project has lost what the spec names.
+        InvalidRequest: when the batch is a fork, whose files are those of its own version.
     """
     assert batch.retry_of is not None
     fresh = await prepare({**batch.spec, "cases": batch.cases}, registry, admission=admission)
+    if batch.origin is not None and fresh.project_version != batch.project_version:
+        message = (
+            f"the project has changed, and a fork goes on from checkpoint "
+            f"{batch.origin.checkpoint_id} with the code of then; retry it with `same`"
+        )
+        raise InvalidRequest("project_version", message)
     return fresh._replace(
         batch_id=batch.batch_id,
         spec_digest=make_digest(batch.retry_of, "latest"),
         idempotency_key=batch.idempotency_key,
         retry_of=batch.retry_of,
         submitted_by=batch.submitted_by,
+        origin=batch.origin,
+        repetition=batch.repetition,
     )
 
 
@@ -164,6 +173,12 @@ def _find_unknown_names(raw: Mapping[str, Any], project: Project) -> Iterator[Pr
     for index, name in enumerate(evaluators if isinstance(evaluators, list) else []):
         if isinstance(name, str) and name not in known:
             yield Problem(f"evaluators[{index}]", _unknown("evaluator", name, known))
+
+
+def find_unknown_nodes(graph: str, nodes: object, project: Project) -> list[Problem]:
+    """Nodes that the graph does not have, and implementations that the project does not have."""
+    named = _variant_names((), {"graph": graph, "nodes": nodes}, project)
+    return list(islice(named, specs.MAX_PROBLEMS))
 
 
 async def _find_project(name: object, registry: Registry) -> tuple[Project | None, list[Problem]]:

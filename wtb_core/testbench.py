@@ -201,6 +201,39 @@ class AsyncTestBench:
         receipt = await self._client.retry(batch_id, project_version, idempotency_key)
         return str(receipt["batch_id"])
 
+    async def fork(
+        self,
+        execution_id: str,
+        checkpoint_id: str,
+        state: dict[str, Any] | None = None,
+        nodes: dict[str, str] | None = None,
+        config: dict[str, Any] | None = None,
+        attempt: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Go on from a checkpoint, as a new batch of one execution; returns its id.
+
+        Args:
+            execution_id: the execution that has the checkpoint.
+            checkpoint_id: one of `checkpoints` that is `forkable`.
+            state: what to change in the state; it goes through the graph's reducers.
+            nodes: implementations by node, over the variant's own.
+            config: values of `configurable`, over the variant's own.
+            attempt: the attempt that has the checkpoint, by default the latest that ended.
+            idempotency_key: as for `submit`.
+
+        Raises:
+            NotFound, NotForkable, InvalidSpec: see `errors`.
+        """
+        asked = {
+            "checkpoint_id": checkpoint_id,
+            "state": state,
+            "nodes": nodes,
+            "config": config,
+            "attempt": attempt,
+        }
+        return str((await self._client.fork(execution_id, asked, idempotency_key))["batch_id"])
+
     def events(self, batch_id: str, after: int = 0) -> AsyncGenerator[dict[str, Any]]:
         """The batch's events above `after`, live, until it has ended.
 
@@ -256,6 +289,62 @@ class AsyncTestBench:
     ) -> bytes:
         """What an attempt wrote, as it is."""
         return await self._client.read_log(execution_id, stream, attempt)
+
+    async def checkpoints(
+        self, execution_id: str, attempt: int | None = None
+    ) -> list[dict[str, Any]]:
+        """An attempt's checkpoints, oldest first; none while it runs.
+
+        Of a reused execution they are those of the one that ran; so are its files.
+        """
+        items: list[dict[str, Any]] = []
+        cursor: str | None = None
+        while True:
+            page = await self._client.list_checkpoints(execution_id, attempt, cursor)
+            items += page["items"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return items
+
+    async def files(
+        self,
+        execution_id: str,
+        from_: str = "start",
+        to: str = "final",
+        attempt: int | None = None,
+        *,
+        diff: bool = False,
+    ) -> dict[str, Any]:
+        """The paths that differ between two points, all of them.
+
+        A point is a checkpoint's id, `base`, `start` (what user code found) or `final`.
+
+        Returns:
+            `{execution_id, attempt, from, to, counts, items}`.
+        """
+        items: list[dict[str, Any]] = []
+        cursor: str | None = None
+        while True:
+            page = await self._client.list_files(
+                execution_id, (from_, to), attempt, cursor, diff=diff
+            )
+            items += page["items"]
+            cursor = page.pop("next_cursor")
+            if cursor is None:
+                return {**page, "items": items}
+
+    async def read_file(
+        self, execution_id: str, path: str, at: str = "final", attempt: int | None = None
+    ) -> bytes:
+        """The bytes of a file at a point; `path` as `os.fsdecode` gives it.
+
+        Over a Serve handle at most 64 MiB.
+
+        Raises:
+            NotFound: when there is no such point or path.
+            NotAFile: when a directory or a link is there.
+        """
+        return await self._client.read_file(execution_id, path, at, attempt)
 
     async def cancel_execution(self, execution_id: str, reason: str = DEFAULT_REASON) -> bool:
         """Stop one execution; false when it had ended."""
@@ -371,6 +460,23 @@ class TestBench:
         """Run what did not succeed in an ended batch again, as a new batch; returns its id."""
         return self._loop.run(self._bench.retry(batch_id, project_version, idempotency_key))
 
+    def fork(
+        self,
+        execution_id: str,
+        checkpoint_id: str,
+        state: dict[str, Any] | None = None,
+        nodes: dict[str, str] | None = None,
+        config: dict[str, Any] | None = None,
+        attempt: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Go on from a checkpoint, as a new batch of one execution; returns its id."""
+        return self._loop.run(
+            self._bench.fork(
+                execution_id, checkpoint_id, state, nodes, config, attempt, idempotency_key
+            )
+        )
+
     def events(self, batch_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
         """The batch's events above `after`, live, until it has ended."""
         return self._loop.iterate(self._bench.events(batch_id, after))
@@ -421,6 +527,28 @@ class TestBench:
     ) -> bytes:
         """What an attempt wrote, as it is."""
         return self._loop.run(self._bench.log_bytes(execution_id, stream, attempt))
+
+    def checkpoints(self, execution_id: str, attempt: int | None = None) -> list[dict[str, Any]]:
+        """An attempt's checkpoints, oldest first; none while it runs."""
+        return self._loop.run(self._bench.checkpoints(execution_id, attempt))
+
+    def files(
+        self,
+        execution_id: str,
+        from_: str = "start",
+        to: str = "final",
+        attempt: int | None = None,
+        *,
+        diff: bool = False,
+    ) -> dict[str, Any]:
+        """The paths that differ between two points, all of them."""
+        return self._loop.run(self._bench.files(execution_id, from_, to, attempt, diff=diff))
+
+    def read_file(
+        self, execution_id: str, path: str, at: str = "final", attempt: int | None = None
+    ) -> bytes:
+        """The bytes of a file at a point."""
+        return self._loop.run(self._bench.read_file(execution_id, path, at, attempt))
 
     def cancel_execution(self, execution_id: str, reason: str = DEFAULT_REASON) -> bool:
         """Stop one execution; false when it had ended."""

@@ -75,27 +75,8 @@ class Store:
     def submit(self, **fields) -> str:
         return self.accept(self.make(**fields)).batch_id
 
-    def make(self, variants=1, cases=1, *, key=None, digest="d", scores=None, **fields) -> NewBatch:
-        spec = specs.parse(
-            {
-                "project": "p",
-                "variants": [{"name": f"v{i}"} for i in range(variants)],
-                "cases": [{"id": f"c{i}", "input": i} for i in range(cases)],
-                "retry": {"backoff": 0},
-                **fields,
-            }
-        )
-        return NewBatch(
-            batch_id=self.new_id("b-"),
-            project_version="1",
-            spec=spec.model_dump(mode="json", exclude={"cases"}),
-            spec_digest=digest,
-            cases=[dict(case) for case in spec.cases],
-            variants=[variant.model_dump(mode="json") for variant in matrix.expand(spec)],
-            evaluators=["score"],
-            scores=scores or {},
-            idempotency_key=key,
-        )
+    def make(self, variants=1, cases=1, **fields) -> NewBatch:
+        return make_batch(self.new_id("b-"), variants, cases, **fields)
 
     def claim(self, replica="r1", claim_id=None, only_batch=None):
         claimant = Claimant(claim_id or self.new_id("k"), replica, f"actor-{replica}")
@@ -238,6 +219,33 @@ class Store:
         )
 
 
+def make_batch(
+    batch_id, variants=1, cases=1, *, key=None, digest="d", scores=None, **fields
+) -> NewBatch:
+    if isinstance(variants, int):
+        variants = [{"name": f"v{i}"} for i in range(variants)]
+    spec = specs.parse(
+        {
+            "project": "p",
+            "variants": variants,
+            "cases": [{"id": f"c{i}", "input": i} for i in range(cases)],
+            "retry": {"backoff": 0},
+            **fields,
+        }
+    )
+    return NewBatch(
+        batch_id=batch_id,
+        project_version="1",
+        spec=spec.model_dump(mode="json", exclude={"cases"}),
+        spec_digest=digest,
+        cases=[dict(case) for case in spec.cases],
+        variants=[variant.model_dump(mode="json") for variant in matrix.expand(spec)],
+        evaluators=["score"],
+        scores=scores or {},
+        idempotency_key=key,
+    )
+
+
 def check_store(store: Store, but: Container[str] = ()) -> None:
     """The invariants of the contract, for the pool and every batch but those in `but`."""
     check_stream(store, POOL_STREAM)
@@ -316,6 +324,11 @@ def check_end(batch, items, fold) -> None:
         comparison = fold.comparison()
         assert payload["best_variant"] == comparison["best_variant"]
         assert payload["best_score"] == comparison["best_score"]
+        assert payload["files_tracked"] == sum(
+            item["payload"]["files_tracked"]
+            for item in items
+            if short(item) == "variant_execution_completed"
+        )
     else:
         assert payload["reason"] == batch.cancel_reason
         assert payload["cancelled_by"] == batch.cancelled_by
@@ -331,11 +344,21 @@ def check_progress(store: Store, items) -> None:
 
 
 def check_execution(row, items) -> None:
-    """started 1, failed 1 (will be retried), started 2, ..., and at most one end."""
+    """started 1, failed 1 (will be retried), started 2, ..., and at most one end.
+
+    What was tracked comes right before the end of its attempt, the final commit last and once.
+    """
     state, attempt, ended = "pending", 0, 0
+    tracked = 0
     for item in items:
         kind, payload = short(item).removeprefix("variant_execution_"), item["payload"]
         assert not ended, "an event after the end"
+        if kind.startswith("variant_files_"):
+            assert (state, payload["attempt"]) == ("running", attempt)
+            assert not tracked
+            tracked += kind == "variant_files_tracked"
+            continue
+        tracked = 0
         if kind == "started":
             assert state == "pending"
             attempt += 1

@@ -181,7 +181,7 @@ def check_contents(bench, commit, tree):
             assert entry.target == content
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(batches=batches, later=st.lists(operations, max_size=5))
 def test_a_copied_workspace_has_the_commit_of_its_tree_and_is_made_again(bench, batches, later):
     with example_of(bench):
@@ -213,7 +213,7 @@ def test_a_copied_workspace_has_the_commit_of_its_tree_and_is_made_again(bench, 
 
 
 @pytest.mark.usefixtures("_overlays")
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(batches=batches, later=st.lists(operations, max_size=5))
 def test_an_overlay_has_the_same_commit_as_a_copy_and_is_made_again(bench, batches, later):
     with example_of(bench), contextlib.ExitStack() as stack:

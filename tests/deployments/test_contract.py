@@ -113,11 +113,11 @@ GET  /v1/executions/{execution_id}/output
 GET  /v1/executions/{execution_id}/attempts
 GET  /v1/executions/{execution_id}/nodes
 GET  /v1/executions/{execution_id}/logs/{stream}
-GET  /v1/executions/{execution_id}/checkpoints     issue 4
-GET  /v1/executions/{execution_id}/files           issue 4
-GET  /v1/executions/{execution_id}/files/{path}    issue 4
+GET  /v1/executions/{execution_id}/checkpoints
+GET  /v1/executions/{execution_id}/files
+GET  /v1/executions/{execution_id}/files/{path}
 POST /v1/executions/{execution_id}/cancel
-POST /v1/executions/{execution_id}/fork            issue 4
+POST /v1/executions/{execution_id}/fork
 GET  /v1/projects
 GET  /v1/projects/{name}
 GET  /v1/pool
@@ -138,15 +138,14 @@ get_comparison    batch_id
 cancel_batch      batch_id reason
 cancel_execution  execution_id
 retry_batch       batch_id
-fork_execution    issue 4
-read_file         issue 4
+fork_execution    execution_id checkpoint_id state nodes config attempt idempotency_key
+read_file         execution_id path at attempt
 list_projects
 """
 
 BENCH_METHODS = """
 connect from_handle local open
-run_batch submit events results comparison cancel retry
-fork      issue 4
+run_batch submit events results comparison cancel retry fork
 """
 
 COMMANDS = """
@@ -161,9 +160,9 @@ wtb batch export
 wtb execution show
 wtb execution logs
 wtb execution cancel
-wtb execution files    issue 4
-wtb execution diff     issue 4
-wtb execution fork     issue 4
+wtb execution files
+wtb execution diff
+wtb execution fork
 wtb project list
 wtb project check
 wtb run
@@ -285,7 +284,7 @@ def served() -> set[str]:
     settings = Settings(DataDir("/nowhere"), "/", [], 1, 1_024, {})
     app = routes.build(FakeIngress(), settings, {})
     return {
-        f"{method} {route.path}"
+        f"{method} {route.path_format}"
         for route in app.routes
         for method in getattr(route, "methods", None) or ()
         if route.path.startswith(("/v1", "/healthz", "/readyz"))
@@ -349,7 +348,7 @@ def test_the_handle_methods_are_documented_with_their_parameters():
         name: [part.partition("=")[0].strip() for part in parameters.split(",") if part.strip()]
         for name, parameters in re.findall(r"^\| `(\w+)\(([^)]*)\)` \|", text, re.MULTILINE)
     }
-    inside = {"respond_with_events"}  # for the routes only
+    inside = {"respond_with_events", "respond_with_file"}  # for the routes only
     public = {
         name: list(inspect.signature(method).parameters)[1:]
         for name, method in vars(BatchIngress).items()

@@ -215,7 +215,7 @@ def test_every_error_that_a_client_can_meet_has_a_status():
     """What never leaves a process of ours has none: it would be a fault."""
     inside = {"SetupError", "StaleEpoch", "FenceError", "ThreadRefused", "GraphError", "WireError"}
     inside |= {"InvalidOutput", "IllegalTransition", "RequestRefused", "InvalidDocument"}
-    inside |= {"InvalidHistory"}
+    inside |= {"InvalidHistory", "TrackingError"}
 
     assert {cls.__name__ for cls in WtbError.__subclasses__()} - inside == {
         cls.__name__ for cls in STATUS

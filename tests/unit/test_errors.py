@@ -13,6 +13,7 @@ EXAMPLES = {
     errors.NotFound: ("batch", "b-1"),
     errors.Conflict: ("key", "b-1"),
     errors.NotRetryable: ("b-1", "it is running"),
+    errors.NotAFile: ("src", "a directory"),
     errors.NotForkable: ("c-1", "it is a subgraph's"),
     errors.Unauthorized: ("no token",),
     errors.Forbidden: ("only this machine",),

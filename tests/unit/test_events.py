@@ -122,6 +122,7 @@ EXAMPLES = {
     },
     "ray_variant_files_tracking_failed": {
         **ATTEMPT,
+        "checkpoint_id": None,
         "failed_files": ["a.py"],
         "error_message": "no space left",
     },

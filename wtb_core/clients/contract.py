@@ -25,6 +25,13 @@ class Client(Protocol):
         """`{batch_id, status, executions, reused, retry_of}` of the new batch."""
         ...
 
+    async def fork(self, execution_id: str, asked: Json, idempotency_key: str | None) -> Json:
+        """`{batch_id, status, executions, forked_from}` of the new batch.
+
+        `asked` has the fields of `forks.ForkRequest`.
+        """
+        ...
+
     async def get_batch(self, batch_id: str) -> Json:
         """The batch as the HTTP contract says it."""
         ...
@@ -54,6 +61,28 @@ class Client(Protocol):
 
     async def read_log(self, execution_id: str, stream: str, attempt: int | None) -> bytes:
         """What an attempt wrote to `stdout` or `stderr`; null is the latest that ended."""
+        ...
+
+    async def list_checkpoints(
+        self, execution_id: str, attempt: int | None, cursor: str | None
+    ) -> Json:
+        """A page of an attempt's checkpoints: `{execution_id, attempt, items, next_cursor}`."""
+        ...
+
+    async def list_files(
+        self,
+        execution_id: str,
+        points: tuple[str, str],
+        attempt: int | None,
+        cursor: str | None,
+        *,
+        diff: bool,
+    ) -> Json:
+        """A page of the paths that differ between two points, with the counts of all pages."""
+        ...
+
+    async def read_file(self, execution_id: str, path: str, at: str, attempt: int | None) -> bytes:
+        """The bytes of a file; `path` as `os.fsdecode` gives it."""
         ...
 
     async def comparison(self, batch_id: str) -> Json:

@@ -11,6 +11,7 @@ from wtb_core.clients.contract import Json
 from wtb_core.clients.http import SUBMIT_TIMEOUT_S, TIMEOUT_S
 from wtb_core.clients.repeating import PAGE, follow_streams, new_key, repeat, walk_pages
 
+FORK_FIELDS = ("checkpoint_id", "state", "nodes", "config", "attempt")
 SILENCE_S = 60.0
 """How long a handle's stream may say nothing before it is asked anew; it has no heartbeats."""
 
@@ -35,6 +36,14 @@ class HandleClient:
         key = idempotency_key or new_key()
         return await self._call(
             "retry_batch", batch_id, project_version, key, timeout_s=SUBMIT_TIMEOUT_S
+        )
+
+    async def fork(self, execution_id: str, asked: Json, idempotency_key: str | None) -> Json:
+        """See `Client`."""
+        key = idempotency_key or new_key()
+        fields = [asked.get(name) for name in FORK_FIELDS]
+        return await self._call(
+            "fork_execution", execution_id, *fields, key, timeout_s=SUBMIT_TIMEOUT_S
         )
 
     async def get_batch(self, batch_id: str) -> Json:
@@ -73,6 +82,28 @@ class HandleClient:
     async def read_log(self, execution_id: str, stream: str, attempt: int | None) -> bytes:
         """See `Client`."""
         return (await self._call("read_log", execution_id, stream, attempt))["text"].encode()
+
+    async def list_checkpoints(
+        self, execution_id: str, attempt: int | None, cursor: str | None
+    ) -> Json:
+        """See `Client`."""
+        return await self._call("list_checkpoints", execution_id, attempt, PAGE, cursor)
+
+    async def list_files(
+        self,
+        execution_id: str,
+        points: tuple[str, str],
+        attempt: int | None,
+        cursor: str | None,
+        *,
+        diff: bool,
+    ) -> Json:
+        """See `Client`."""
+        return await self._call("list_files", execution_id, *points, attempt, diff, PAGE, cursor)
+
+    async def read_file(self, execution_id: str, path: str, at: str, attempt: int | None) -> bytes:
+        """See `Client`; at most 64 MiB."""
+        return (await self._call("read_file", execution_id, path, at, attempt))["data"]
 
     async def comparison(self, batch_id: str) -> Json:
         """See `Client`."""

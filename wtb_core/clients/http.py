@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -15,6 +16,7 @@ import httpx_sse
 from wtb_core import errors
 from wtb_core.clients.contract import Json
 from wtb_core.clients.repeating import PAGE, follow_streams, new_key, repeat, walk_pages
+from wtb_core.files.paths import show_path
 
 CONNECT_TIMEOUT_S = 5.0
 TIMEOUT_S = 30.0
@@ -102,6 +104,16 @@ class HttpClient:
             timeout=SUBMIT_TIMEOUT_S,
         )
 
+    async def fork(self, execution_id: str, asked: Json, idempotency_key: str | None) -> Json:
+        """See `Client`."""
+        return await self._request(
+            "POST",
+            f"{_execution(execution_id)}/fork",
+            json=_present(asked),
+            headers=_key(idempotency_key),
+            timeout=SUBMIT_TIMEOUT_S,
+        )
+
     async def get_batch(self, batch_id: str) -> Json:
         """See `Client`."""
         return await self._request("GET", _batch(batch_id))
@@ -145,6 +157,43 @@ class HttpClient:
         """See `Client`."""
         path = f"{_execution(execution_id)}/logs/{quote(stream, safe='')}"
         return (await self._send("GET", path, params=_present({"attempt": attempt}))).content
+
+    async def list_checkpoints(
+        self, execution_id: str, attempt: int | None, cursor: str | None
+    ) -> Json:
+        """See `Client`."""
+        params = _present({"attempt": attempt, "limit": PAGE, "cursor": cursor})
+        return await self._request("GET", f"{_execution(execution_id)}/checkpoints", params=params)
+
+    async def list_files(
+        self,
+        execution_id: str,
+        points: tuple[str, str],
+        attempt: int | None,
+        cursor: str | None,
+        *,
+        diff: bool,
+    ) -> Json:
+        """See `Client`."""
+        params = {
+            "from": points[0],
+            "to": points[1],
+            "attempt": attempt,
+            "diff": "true" if diff else None,
+            "limit": PAGE,
+            "cursor": cursor,
+        }
+        return await self._request(
+            "GET", f"{_execution(execution_id)}/files", params=_present(params)
+        )
+
+    async def read_file(self, execution_id: str, path: str, at: str, attempt: int | None) -> bytes:
+        """See `Client`."""
+        if any(part in {"", ".", ".."} for part in path.split("/")):
+            raise errors.NotFound("file", show_path(path))  # they would make it another address
+        where = f"{_execution(execution_id)}/files/{quote(os.fsencode(path))}"
+        params = _present({"at": at, "attempt": attempt})
+        return (await self._send("GET", where, params=params)).content
 
     async def comparison(self, batch_id: str) -> Json:
         """See `Client`."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from wtb_core import errors
 from wtb_core.clients.contract import Json
+from wtb_core.clients.repeating import PAGE
 from wtb_core.sequential import BatchTestRunner
 from wtb_core.states import TERMINAL_BATCH
 
@@ -29,6 +30,10 @@ class LocalClient:
     async def retry(self, batch_id: str, project_version: str, idempotency_key: str | None) -> Json:
         """See `Client`."""
         return self._start(await self._runner.retry(batch_id, project_version, idempotency_key))
+
+    async def fork(self, execution_id: str, asked: Json, idempotency_key: str | None) -> Json:
+        """See `Client`."""
+        return self._start(await self._runner.fork(execution_id, asked, idempotency_key))
 
     async def get_batch(self, batch_id: str) -> Json:
         """See `Client`."""
@@ -85,6 +90,32 @@ class LocalClient:
         """See `Client`."""
         found = await asyncio.to_thread(self._runner.read_log, execution_id, stream, attempt)
         return found["text"].encode()
+
+    async def list_checkpoints(
+        self, execution_id: str, attempt: int | None, cursor: str | None
+    ) -> Json:
+        """See `Client`."""
+        return await asyncio.to_thread(
+            self._runner.read_checkpoints, execution_id, attempt, PAGE, cursor
+        )
+
+    async def list_files(
+        self,
+        execution_id: str,
+        points: tuple[str, str],
+        attempt: int | None,
+        cursor: str | None,
+        *,
+        diff: bool,
+    ) -> Json:
+        """See `Client`."""
+        return await asyncio.to_thread(
+            self._runner.read_changes, execution_id, points, attempt, PAGE, cursor, diff=diff
+        )
+
+    async def read_file(self, execution_id: str, path: str, at: str, attempt: int | None) -> bytes:
+        """See `Client`."""
+        return await asyncio.to_thread(self._runner.read_file, execution_id, path, at, attempt)
 
     async def comparison(self, batch_id: str) -> Json:
         """See `Client`."""

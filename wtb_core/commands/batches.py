@@ -2,7 +2,6 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -13,10 +12,11 @@ from wtb_core.commands.options import (
     json_option,
     key_option,
     spec_argument,
+    watch_option,
     with_selection,
     with_service,
 )
-from wtb_core.commands.watching import watch_batch
+from wtb_core.commands.watching import launch, watch_batch
 from wtb_core.display import (
     make_console,
     print_batch,
@@ -38,10 +38,6 @@ from wtb_core.testbench import (
 )
 
 STATES = sorted({*BATCH.values(), "pending"} | TERMINAL_BATCH)
-
-_watch_option = click.option(
-    "--watch/--detach", default=False, help="Follow the batch to its end, or only name it."
-)
 
 
 @click.command()
@@ -82,7 +78,7 @@ def batch() -> None:
 @batch.command()
 @spec_argument
 @with_selection
-@_watch_option
+@watch_option
 @dry_run_option
 @key_option
 @with_service
@@ -100,7 +96,7 @@ def submit(
     if dry_run:
         door.show(door.bench.expand(document), print_plan)
     else:
-        _launch(door, door.bench.submit(document, idempotency_key), watch=watch)
+        launch(door, door.bench.submit(document, idempotency_key), watch=watch)
 
 
 @batch.command("list")
@@ -161,7 +157,7 @@ def cancel(door: Door, batch_id: str, reason: str) -> None:
 @batch.command()
 @click.argument("batch_id", metavar="ID")
 @click.option("--latest", is_flag=True, help="With the project's code of now, not of then.")
-@_watch_option
+@watch_option
 @key_option
 @with_service
 def retry(
@@ -170,7 +166,7 @@ def retry(
     """Run what did not succeed in an ended batch again, as a new batch."""
     version: ProjectVersion = "latest" if latest else "same"
     new_id = door.bench.retry(batch_id, version, idempotency_key)
-    _launch(door, new_id, watch=watch, retry_of=batch_id)
+    launch(door, new_id, watch=watch, retry_of=batch_id)
 
 
 @batch.command()
@@ -225,10 +221,3 @@ def export_batch(door: Door, batch_id: str, format_: str, output: Path | None) -
         return
     write_atomically(output, pieces)
     door.show({"batch_id": batch_id, "format": format_, "file": str(output)})
-
-
-def _launch(door: Door, batch_id: str, *, watch: bool, **facts: Any) -> None:
-    if watch:
-        watch_batch(door, batch_id, goes_on=True)
-    else:
-        door.show({"batch_id": batch_id, **facts, "url": f"{door.url}/v1/batches/{batch_id}"})

@@ -31,6 +31,9 @@ spec_argument = click.argument("spec", type=click.Path(exists=True, dir_okay=Fal
 key_option = click.option(
     "--idempotency-key", metavar="KEY", help="Submitting twice with one key makes one batch."
 )
+watch_option = click.option(
+    "--watch/--detach", default=False, help="Follow the batch to its end, or only name it."
+)
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show what the spec expands to, and submit nothing."
 )
@@ -92,7 +95,9 @@ def with_selection(command: Callable[..., None]) -> Callable[..., None]:
         labels: tuple[str, ...],
         **options: Any,
     ) -> None:
-        selection = Selection(variants, cases, first, repetitions, name, _parse_labels(labels))
+        selection = Selection(
+            variants, cases, first, repetitions, name, parse_pairs(labels, "--label")
+        )
         command(*args, selection=selection, **options)
 
     return run
@@ -108,11 +113,12 @@ class ListingGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
-def _parse_labels(labels: tuple[str, ...]) -> dict[str, str]:
+def parse_pairs(given: tuple[str, ...], option: str) -> dict[str, str]:
+    """Each `KEY=VALUE` that an option was given; the last of a key counts."""
     pairs: dict[str, str] = {}
-    for label in labels:
-        key, separator, value = label.partition("=")
+    for text in given:
+        key, separator, value = text.partition("=")
         if not key or not separator:
-            raise click.BadParameter(f"{label!r} is not KEY=VALUE", param_hint="--label")
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint=option)
         pairs[key] = value
     return pairs

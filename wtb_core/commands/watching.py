@@ -1,12 +1,21 @@
 """Following a batch to its end, and what the exit code makes of it."""
 
 import sys
+from typing import Any
 
 import click
 
 from wtb_core.commands.options import EXIT_INTERRUPTED, EXIT_NOT_ALL, Door
 from wtb_core.display import follow, print_comparison, to_json
 from wtb_core.report import has_succeeded
+
+
+def launch(door: Door, batch_id: str, *, watch: bool, **facts: Any) -> None:
+    """Follow a new batch, or say where it is, with `facts`."""
+    if watch:
+        watch_batch(door, batch_id, goes_on=True)
+    else:
+        door.show({"batch_id": batch_id, **facts, "url": f"{door.url}/v1/batches/{batch_id}"})
 
 
 def watch_batch(door: Door, batch_id: str, *, goes_on: bool) -> None:

@@ -20,6 +20,7 @@ from wtb_core.files.copying import copy_file, for_each
 from wtb_core.files.manifests import DIRECTORY_MODE, EXECUTABLE_MODE, FILE_MODE
 
 _CANNOT_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP}
+_LINKED_MODES = {FILE_MODE, EXECUTABLE_MODE}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _OWNER = stat.S_IRWXU
 
@@ -80,38 +81,32 @@ class LayerCache:
 
     def _place(self, entry: FileEntry, target: str, linked: set[str]) -> None:
         """One file: a link for the first with its content, so that no two paths are one file."""
+        blob, mode = _find_blob(self._blobs, entry)
         digest = entry.blob or ""
-        _check_blob(self._blobs, entry)
-        if digest not in linked and self._link(entry, digest, target):
-            linked.add(digest)
-        else:
-            copy_file(self._blobs.path(digest), target, entry.mode, reflink=False)
+        if digest not in linked and entry.mode in _LINKED_MODES:
+            source = blob if mode == entry.mode else self._find_in_pool(entry, blob)
+            try:
+                os.link(source, target)
+            except OSError as error:
+                if error.errno not in _CANNOT_LINK:
+                    raise
+            else:
+                linked.add(digest)
+                return
+        copy_file(blob, target, entry.mode, reflink=False)
 
-    def _link(self, entry: FileEntry, digest: str, target: str) -> bool:
-        if entry.mode not in {FILE_MODE, EXECUTABLE_MODE}:
-            return False
-        source = self._blobs.path(digest)
-        try:
-            info = source.stat()
-            if stat.S_IMODE(info.st_mode) != entry.mode:
-                source = self._pool / f"{digest}.{entry.mode:o}"
-                if not source.exists():
-                    self._add_to_pool(entry, source)
-            os.link(source, target)
-        except OSError as error:
-            if error.errno in _CANNOT_LINK:
-                return False
-            raise
-        return True
-
-    def _add_to_pool(self, entry: FileEntry, source: Path) -> None:
-        aside = source.with_name(f"{source.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            copy_file(self._blobs.path(entry.blob or ""), aside, entry.mode, reflink=False)
-            aside.rename(source)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
+    def _find_in_pool(self, entry: FileEntry, blob: str) -> str:
+        """A copy of a blob with another mode, for layers to link to; made when there is none."""
+        source = self._pool / f"{entry.blob}.{entry.mode:o}"
+        if not source.exists():
+            aside = source.with_name(f"{source.name}.{secrets.token_hex(4)}.tmp")
+            try:
+                copy_file(blob, aside, entry.mode, reflink=False)
+                aside.rename(source)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
+        return os.fspath(source)
 
 
 def restore(commit: Commit, base: BaseTree, blobs: BlobStore, root: Path, *, reflink: bool) -> None:
@@ -139,8 +134,8 @@ def restore(commit: Commit, base: BaseTree, blobs: BlobStore, root: Path, *, ref
 
     def place(file: tuple[str, FileEntry]) -> None:
         target, entry = file
-        _check_blob(blobs, entry)
-        copy_file(blobs.path(entry.blob or ""), target, entry.mode, reflink=reflink)
+        blob, _ = _find_blob(blobs, entry)
+        copy_file(blob, target, entry.mode, reflink=reflink)
 
     errors = for_each(place, files)
     if errors:
@@ -164,10 +159,13 @@ def _find_directories(commit: Commit, base: BaseTree) -> dict[str, int]:
     return dict(sorted(modes.items()))
 
 
-def _check_blob(blobs: BlobStore, entry: FileEntry) -> None:
+def _find_blob(blobs: BlobStore, entry: FileEntry) -> tuple[str, int]:
+    """The place and the permission bits of an entry's blob, which is as long as it should be."""
     digest = entry.blob or ""
-    if blobs.size(digest) != entry.size:
+    info = blobs.look(digest)
+    if info.st_size != entry.size:
         raise OSError(errno.EIO, "a blob is not as long as it was", str(blobs.path(digest)))
+    return os.fspath(blobs.path(digest)), stat.S_IMODE(info.st_mode)
 
 
 def _make_whiteout(path: str) -> None:

@@ -6,13 +6,14 @@ from wtb_core.attempts import TrackedFiles, TrackingFailure
 from wtb_core.errors import TrackingError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.files.commits import BaseTree, Commit
-from wtb_core.files.diffs import compare
+from wtb_core.files.diffs import FileChange, compare
+from wtb_core.files.paths import show_path
 
 MAX_SHOWN_PATHS: Final = 200
 MAX_FAILURES: Final = 100
 
 
-class FileHistory:
+class AttemptCommits:
     """The commits of one attempt in their order, the first being what user code found."""
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class FileHistory:
             self.failures.append(
                 TrackingFailure(
                     checkpoint_id=checkpoint_id,
-                    failed_files=[show(path) for path in error.failed_files],
+                    failed_files=[show_path(path) for path in error.failed_files],
                     error_message=error.message,
                 )
             )
@@ -51,7 +52,8 @@ class FileHistory:
         ended_badly = bool(self.failures) and self.failures[-1].checkpoint_id is None
         if self._start is None or self._last is None or ended_badly:
             return None
-        changes = [] if self._last is self._start else compare(self._start, self._last, base, blobs)
+        changes = compare(self._start, self._last, base, blobs)
+        changes = [change for change in changes if not _is_directory(change)]
         kinds = [change.change for change in changes]
         return TrackedFiles(
             file_commit_id=self._last.id,
@@ -60,10 +62,9 @@ class FileHistory:
             modified=kinds.count("modified"),
             deleted=kinds.count("deleted"),
             size_bytes=sum(change.size_after or 0 for change in changes),
-            paths=[show(change.path) for change in changes[:MAX_SHOWN_PATHS]],
+            paths=[show_path(change.path) for change in changes[:MAX_SHOWN_PATHS]],
         )
 
 
-def show(path: str) -> str:
-    r"""A path as text that has a JSON form: bytes that are no UTF-8 as `\xNN`."""
-    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+def _is_directory(change: FileChange) -> bool:
+    return {change.kind_before, change.kind_after} <= {"directory", None}

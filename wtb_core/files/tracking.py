@@ -345,8 +345,11 @@ def _list(directory: int) -> list[tuple[str, os.stat_result]]:
     found: list[tuple[str, os.stat_result]] = []
     with os.scandir(directory) as children:
         for child in children:
-            with contextlib.suppress(FileNotFoundError):
-                found.append((child.name, child.stat(follow_symlinks=False)))
+            try:
+                info = child.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            found.append((child.name, info))
     return found
 
 

@@ -69,7 +69,13 @@ def fork_on_request(control: socket.socket, run: Run) -> NoReturn:
                 request = _Request(session, report, stdout, stderr, namespaces)
                 opened = [control.fileno(), pids, *running]
                 opened += [child.report for child in running.values() if child.report is not None]
-                child = (_fork_into_slot if namespaces else _fork_init)(request, pids, opened, run)
+                try:
+                    fork = _fork_into_slot if namespaces else _fork_init
+                    child = fork(request, pids, opened, run)
+                except OSError as error:  # the slot was killed meanwhile, or no process more
+                    sys.stderr.write(f"no process was forked: {error}\n")
+                    request.close()
+                    continue
                 handle = os.pidfd_open(child.pid)
                 running[handle] = child
                 poll.register(handle, select.POLLIN)
@@ -101,7 +107,11 @@ class _Child(NamedTuple):
 def _fork_into_slot(request: _Request, pids: int, opened: list[int], run: Run) -> _Child:
     pid_namespace, *others = request.namespaces
     os.setns(pid_namespace, os.CLONE_NEWPID)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.setns(pids, os.CLONE_NEWPID)
+        raise
     if pid == 0:
         try:
             for number in (*opened, request.report, pid_namespace):

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -129,5 +130,7 @@ def _fork_source(
             kernel.restrict_self([], ["/"], [])
         kernel.die_with_parent(signal.SIGKILL)
         run()
+    except BaseException as error:  # noqa: BLE001 - never back into the launcher's stack
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         os._exit(1)

@@ -119,6 +119,8 @@ def _insert_batch(
             last_claim=0,
             created_ms=now,
             progress_ms=0,
+            origin=None if batch.origin is None else to_json(batch.origin.model_dump()),
+            repetition=batch.repetition,
         )
     )
     if spec["labels"]:
@@ -168,7 +170,7 @@ def insert_executions(ledger: Ledger, connection: Connection, batch_id: str) -> 
                     "variant_index": position.variant,
                     "case_id": case_ids[position.case],
                     "case_index": position.case,
-                    "repetition": position.repetition,
+                    "repetition": position.repetition + (batch.repetition or 0),
                     "status": "pending",
                     "attempt": 0,
                     "ready_ms": batch.created_ms,

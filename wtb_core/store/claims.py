@@ -187,6 +187,7 @@ def _assignment(
         evaluators=facts.evaluators,
         limits=facts.limits,
         workspace=facts.workspace,
+        origin=facts.origin,
     )
 
 

@@ -1,13 +1,14 @@
 """Ending attempts, executions and batches; each change with the events it causes."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, select, update
 
 from wtb_core import events as ev
-from wtb_core.attempts import Failure, Outcome
+from wtb_core.attempts import Failure, Outcome, TrackedFiles, TrackingFailure
+from wtb_core.files.paths import show_path
 from wtb_core.matrix import execution_id
 from wtb_core.report import overall_score
 from wtb_core.specs import Retry
@@ -30,6 +31,10 @@ from wtb_core.store.tables import attempts, batches, executions
 
 PROGRESS_INTERVAL_MS = 1_000
 CANCEL_CHUNK = 2_000
+MAX_PATHS = 200
+MAX_TRACKING_FAILURES = 20
+MAX_FAILED_FILES = 20
+MAX_MESSAGE_CHARS = 2_000
 _BACKOFF_FACTOR = 2.0
 _MAX_BACKOFF_MS = 300_000
 
@@ -95,7 +100,8 @@ def _end(ledger: Ledger, connection: Connection, attempt: Row[Any], finish: Fini
     result = _result(attempt, finish, overall, now)
     ids = name_attempt(batch_id, row, finish.attempt, finish.actor_id, finish.replica_id)
     reason = batch.cancel_reason or row.cancel_reason or "cancelled on request"
-    draft = ledger.draft(_end_payload(outcome, ids, reason, overall, will_retry=will_retry), now)
+    end = ledger.draft(_end_payload(outcome, ids, reason, overall, will_retry=will_retry), now)
+    tracked = [ledger.draft(payload, now) for payload in _file_payloads(outcome, ids)]
     connection.execute(
         update(attempts)
         .where(
@@ -128,7 +134,7 @@ def _end(ledger: Ledger, connection: Connection, attempt: Row[Any], finish: Fini
     if not will_retry:
         changes[outcome.status] = getattr(batch, outcome.status) + 1
     update_batch(connection, batch_id, **changes)
-    log.append(connection, batch_id, [draft._replace(event_id=finish.event_id)])
+    log.append(connection, batch_id, [*tracked, end._replace(event_id=finish.event_id)])
     _settle(ledger, connection, batch_id, now)
 
 
@@ -345,13 +351,14 @@ def _finish_batch(ledger: Ledger, connection: Connection, batch: Row[Any], now: 
     counts = ev.Counts(**count_by_status(batch))
     duration_ms = now - (batch.started_ms if batch.started_ms is not None else now)
     if status == "completed":
-        comparison = ledger.fold(connection, batch.batch_id).comparison()
+        fold = ledger.fold(connection, batch.batch_id)
+        comparison = fold.comparison()
         payload = ev.BatchCompleted(
             counts=counts,
             duration_ms=duration_ms,
             best_variant=comparison["best_variant"],
             best_score=comparison["best_score"],
-            files_tracked=0,
+            files_tracked=fold.files_tracked,
         )
     else:
         payload = ev.BatchCancelled(
@@ -363,6 +370,37 @@ def _finish_batch(ledger: Ledger, connection: Connection, batch: Row[Any], now: 
     update_batch(connection, batch.batch_id, status=status, finished_ms=now)
     log.append(connection, batch.batch_id, [ledger.draft(payload, now)])
     ledger.close(batch.batch_id)
+
+
+def _file_payloads(
+    outcome: Outcome, ids: dict[str, Any]
+) -> Iterator[ev.FilesTrackingFailed | ev.FilesTracked]:
+    for failure in _bound_failures(outcome.tracking_failures):
+        yield ev.FilesTrackingFailed(**ids, **failure)
+    files = outcome.files
+    if files is not None:
+        paths = [show_path(path) for path in files.paths[:MAX_PATHS]]
+        yield ev.FilesTracked(**ids, **files.model_dump(exclude={"paths"}), paths=paths)
+
+
+def _bound_failures(failures: Sequence[TrackingFailure]) -> list[dict[str, Any]]:
+    """What is told of file commits that failed: the first, then how many more there were."""
+    told: list[dict[str, Any]] = [
+        {
+            "checkpoint_id": failure.checkpoint_id,
+            "failed_files": [show_path(path) for path in failure.failed_files[:MAX_FAILED_FILES]],
+            "error_message": show_path(failure.error_message[:MAX_MESSAGE_CHARS]),
+        }
+        for failure in failures[:MAX_TRACKING_FAILURES]
+    ]
+    if more := len(failures) - len(told):
+        message = f"{more} more file commit{'s' if more > 1 else ''} of this attempt failed"
+        told.append({"checkpoint_id": None, "failed_files": [], "error_message": message})
+    return told
+
+
+def _count_files(files: TrackedFiles | None) -> int | None:
+    return None if files is None else files.created + files.modified + files.deleted
 
 
 def _end_payload(
@@ -382,8 +420,8 @@ def _end_payload(
             checkpoint_count=outcome.checkpoint_count,
             scores=outcome.evaluation.scores,
             overall_score=overall,
-            files_tracked=0,
-            file_commit_id=None,
+            files_tracked=_count_files(outcome.files) or 0,
+            file_commit_id=outcome.files.file_commit_id if outcome.files else None,
             cpu_ms=outcome.cpu_ms,
             peak_rss_bytes=outcome.peak_rss_bytes,
             usage=outcome.usage,
@@ -419,7 +457,11 @@ def _result(attempt: Row[Any], finish: Finish, overall: float | None, now: int) 
         "queue_ms": attempt.queue_ms,
         "node_count": outcome.node_count,
         "checkpoint_count": outcome.checkpoint_count,
-        "file_commit_id": None,
+        "history": outcome.history,
+        "start_commit_id": outcome.start_commit_id,
+        "file_commit_id": outcome.files.file_commit_id if outcome.files else None,
+        "files_tracked": _count_files(outcome.files),
+        "tracking_failures": _bound_failures(outcome.tracking_failures),
         "isolation": outcome.isolation,
         "start": outcome.start,
         "start_reason": outcome.start_reason,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, insert, select, update
 
 from wtb_core import events as ev
+from wtb_core.attempts import Origin
 from wtb_core.errors import StaleEpoch
 from wtb_core.ids import Clock, NewId, format_time, new_event_id, now_ms
 from wtb_core.report import BatchFold
@@ -31,6 +32,7 @@ class BatchFacts(NamedTuple):
     limits: Limits
     retry: Retry
     workspace: Workspace
+    origin: Origin | None
 
 
 class Ledger:
@@ -112,6 +114,7 @@ class Ledger:
                 limits=Limits.model_validate(spec["limits"]),
                 retry=Retry.model_validate(spec["retry"]),
                 workspace=Workspace.model_validate(spec["workspace"]),
+                origin=None if batch.origin is None else Origin.model_validate_json(batch.origin),
             )
             self._facts[batch.batch_id] = facts
         return facts

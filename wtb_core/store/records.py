@@ -2,13 +2,16 @@
 
 from typing import Any, Literal, NamedTuple
 
-from wtb_core.attempts import Outcome
+from wtb_core.attempts import Origin, Outcome
 
 Answer = Literal["accepted", "duplicate", "refused"]
 
 
 class NewBatch(NamedTuple):
-    """A batch that passed every check; `spec` is canonical JSON without the cases."""
+    """A batch that passed every check; `spec` is canonical JSON without the cases.
+
+    A fork has an `origin`, and `repetition` is the number of its only one.
+    """
 
     batch_id: str
     project_version: str
@@ -21,6 +24,8 @@ class NewBatch(NamedTuple):
     idempotency_key: str | None = None
     retry_of: str | None = None
     submitted_by: str | None = None
+    origin: Origin | None = None
+    repetition: int | None = None
 
 
 class Receipt(NamedTuple):
@@ -34,6 +39,34 @@ class Receipt(NamedTuple):
     executions: int
     created: bool
     reused: int = 0
+
+
+class Trace(NamedTuple):
+    """What an attempt left: its checkpoints and file commits, as digests of blobs.
+
+    It is an attempt of the execution that ran, not of one that took its result over. `attempt` is 0
+    for an execution that has none.
+    """
+
+    execution_id: str
+    attempt: int
+    project_version: str
+    ended: bool = False
+    history: str | None = None
+    start_commit_id: str | None = None
+    file_commit_id: str | None = None
+
+
+class ForkSource(NamedTuple):
+    """An attempt, and what its batch says of the execution; `spec` is without the cases."""
+
+    trace: Trace
+    spec: dict[str, Any]
+    variant: dict[str, Any]
+    case: dict[str, Any]
+    repetition: int
+    evaluators: list[str]
+    scores: dict[str, dict[str, Any]]
 
 
 class Claimant(NamedTuple):

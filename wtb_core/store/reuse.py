@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection, Row, select
 
 from wtb_core import events as ev
+from wtb_core.attempts import Origin
 from wtb_core.errors import NotRetryable
 from wtb_core.matrix import execution_id
 from wtb_core.report import overall_score
@@ -60,6 +61,8 @@ def renew(
         idempotency_key=idempotency_key,
         retry_of=batch_id,
         submitted_by=submitted_by,
+        origin=None if old.origin is None else Origin.model_validate_json(old.origin),
+        repetition=old.repetition,
     )
 
 
@@ -146,7 +149,7 @@ def adopt(ledger: Ledger, connection: Connection, batch: Row[Any]) -> list[ev.Dr
             checkpoint_count=result["checkpoint_count"],
             scores=result["scores"],
             overall_score=result["overall_score"],
-            files_tracked=0,
+            files_tracked=result.get("files_tracked") or 0,
             file_commit_id=result["file_commit_id"],
             cpu_ms=result["cpu_ms"],
             peak_rss_bytes=result["peak_rss_bytes"],

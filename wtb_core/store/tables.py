@@ -91,12 +91,15 @@ batches = Table(
     Column("progress_ms", BigInteger, nullable=False),
     Column("cancel_reason", Text),
     Column("cancelled_by", String(256)),
+    Column("origin", Text),
+    Column("repetition", Integer),
     Index("batches_by_status", "status", "last_claim"),
 )
 """`spec` is the canonical spec without its cases. `running` to `cancelled` count executions.
 
 `reused` of the total succeeded in the batch that this one tries again; `adopted` of those have
-their event in this batch's stream.
+their event in this batch's stream. A fork has an `origin` (`attempts.Origin` as JSON) and the
+`repetition` of the execution that it goes on from.
 """
 
 labels = Table(

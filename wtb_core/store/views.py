@@ -13,6 +13,7 @@ from wtb_core.matrix import execution_id
 from wtb_core.parameters import BatchFilter
 from wtb_core.states import TERMINAL_BATCH
 from wtb_core.store import log
+from wtb_core.store.records import ForkSource, Trace
 from wtb_core.store.rows import (
     count_by_status,
     get_batch,
@@ -33,7 +34,10 @@ _RESULT_FIELDS: dict[str, Any] = {
     "queue_ms": None,
     "node_count": None,
     "checkpoint_count": None,
+    "start_commit_id": None,
     "file_commit_id": None,
+    "files_tracked": None,
+    "tracking_failures": [],
     "isolation": None,
     "start": None,
     "start_reason": None,
@@ -158,6 +162,62 @@ def pick_attempt(execution: Mapping[str, Any], attempt: int | None) -> dict[str,
     return tries[0]
 
 
+def read_trace(connection: Connection, text: str, attempt: int | None) -> Trace:
+    """What an attempt left, the latest that ended unless one is named.
+
+    Raises:
+        NotFound: when there is no such execution or attempt.
+    """
+    item = read_origin(connection, text)
+    batch_id, number = parse_execution_id(item["execution_id"])
+    version = get_batch(connection, batch_id).project_version
+    if attempt is None and not item["attempts"]:
+        return Trace(item["execution_id"], 0, version)
+    found = pick_attempt(item, attempt)
+    stored = connection.execute(
+        select(attempts.c.result).where(
+            attempts.c.batch_id == batch_id,
+            attempts.c.number == number,
+            attempts.c.attempt == found["attempt"],
+        )
+    ).scalar_one()
+    return Trace(
+        execution_id=item["execution_id"],
+        attempt=found["attempt"],
+        project_version=version,
+        ended=found["ended_at"] is not None,
+        history=json.loads(stored).get("history") if stored else None,
+        start_commit_id=found["start_commit_id"],
+        file_commit_id=found["file_commit_id"],
+    )
+
+
+def read_fork_source(connection: Connection, text: str, attempt: int | None) -> ForkSource:
+    """What a fork of an execution is made from.
+
+    Raises:
+        NotFound: when there is no such execution or attempt.
+    """
+    trace = read_trace(connection, text, attempt)
+    batch_id, number = parse_execution_id(trace.execution_id)
+    batch = get_batch(connection, batch_id)
+    row = get_execution(connection, batch_id, number)
+    body = connection.execute(
+        select(cases.c.body).where(
+            cases.c.batch_id == batch_id, cases.c.case_index == row.case_index
+        )
+    ).scalar_one()
+    return ForkSource(
+        trace=trace,
+        spec=json.loads(batch.spec),
+        variant=json.loads(batch.variants)[row.variant_index],
+        case=json.loads(body),
+        repetition=row.repetition,
+        evaluators=json.loads(batch.evaluators),
+        scores=json.loads(batch.scores),
+    )
+
+
 def load_log(attempt: Mapping[str, Any], stream: str, blobs: BlobStore) -> dict[str, Any]:
     """What an attempt wrote to `stdout` or `stderr`: `{attempt, stream, text, truncated}`.
 
@@ -244,6 +304,7 @@ def _summary(batch: Row[Any], now_ms: int) -> dict[str, Any]:
         "project_version": batch.project_version,
         "status": batch.status,
         "retry_of": batch.retry_of,
+        "forked_from": _describe_origin(batch),
         "submitted_by": batch.submitted_by,
         "labels": json.loads(batch.spec)["labels"],
         "created_at": format_time(batch.created_ms),
@@ -252,6 +313,13 @@ def _summary(batch: Row[Any], now_ms: int) -> dict[str, Any]:
         "counts": count_by_status(batch),
         "progress": progress(batch, now_ms),
     }
+
+
+def _describe_origin(batch: Row[Any]) -> dict[str, Any] | None:
+    if batch.origin is None:
+        return None
+    origin = json.loads(batch.origin)
+    return {key: origin[key] for key in ("execution_id", "attempt", "checkpoint_id")}
 
 
 def _execution(row: Row[Any]) -> dict[str, Any]:

@@ -79,6 +79,7 @@ MACHINE = {
     *("disk_read", "memory_device", "disk_node", "sysfs_write", "cgroup_leave", "route"),
     *("interfaces", "hypervisor_socket", "run_sockets", "system_calls", "limits_raise"),
     *("memory_pressure_immunity", "kernel_module", "kernel_log", "terminal", "kernel_surface"),
+    "session_keyring",
 }
 # What is not allowed even here.
 CONTAINED = {"workspace_write", "descriptors_inherited"}

@@ -79,6 +79,7 @@ class Engine:
         self._find_setup = find_setup
         self.clock = clock
         self._supervisors: dict[tuple[str, str], Shared] = {}
+        self._dropped: set[Shared] = set()
         self._attempts: dict[tuple[str, int], asyncio.Task[Outcome]] = {}
         self._reasons: dict[tuple[str, int], str] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -163,9 +164,21 @@ class Engine:
         return shared
 
     def drop(self, shared: "Shared") -> None:
-        """Use this supervisor no more: what executions share on its side has changed."""
+        """Use this supervisor for no more attempts: what they share has changed.
+
+        Those that run go on: ending them would let one attempt end the others.
+        """
         for key in [key for key, other in self._supervisors.items() if other is shared]:
-            self._retire(key)
+            del self._supervisors[key]
+            self._dropped.add(shared)
+
+    def release(self, shared: "Shared") -> None:
+        """An attempt that `find_supervisor` gave it to has ended."""
+        shared.users -= 1
+        shared.used_at = self.clock()
+        if shared in self._dropped and not shared.users:
+            self._dropped.remove(shared)
+            self.start_background(shared.supervisor.close())
 
     def _share(self, setup: ProjectSetup, guard: BaseGuard) -> "Shared":
         name = f"{os.getpid()}-{setup.project}-{setup.version[:16]}-{secrets.token_hex(4)}"
@@ -287,8 +300,7 @@ class _Attempt:
             await self._look_at_base(shared, grade)
             return outcome.model_copy(update={"isolation": self.isolation})
         finally:
-            shared.users -= 1
-            shared.used_at = self.engine.clock()
+            self.engine.release(shared)
 
     async def _import_origin(self, scope: Scope) -> Commit | None:
         """The files of a fork's checkpoint, after its history has become this attempt's."""
@@ -386,6 +398,7 @@ class _Attempt:
             stderr=self.directory / f"{prefix}stderr",
             network=self.assignment.workspace.network,
             memory=limits.memory + _MEMORY_RESERVE_BYTES,
+            disk=MAX_DISK_BYTES,
             processes=limits.processes,
             file_size=limits.file_size,
             cpu_seconds=math.ceil(limits.timeout) * (os.cpu_count() or 1) + 60,
@@ -468,11 +481,11 @@ class _Attempt:
 
     def _find_failure(self, ended: Ended) -> Failure | None:
         node = self.nodes.find_running()
-        if ended.exit.over is not None:
+        if ended.exit.over == "memory":
             limit = self.assignment.limits.memory
             reason = f"its processes together use more than limits.memory of {limit} bytes"
             return Failure(kind="out_of_memory", reason=reason, node=node)
-        if self.is_over_disk:
+        if self.is_over_disk or ended.exit.over == "disk":
             reason = "it fills the disk and was killed; what it wrote is being removed"
             return Failure(kind="crash", reason=reason, node=node)
         if ended.result is not None:

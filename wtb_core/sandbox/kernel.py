@@ -7,6 +7,7 @@ every architecture). Each call raises OSError with the name of its step as `file
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -27,6 +28,9 @@ _MOUNT_SETATTR: Final = 442
 _LANDLOCK_CREATE_RULESET: Final = 444
 _LANDLOCK_ADD_RULE: Final = 445
 _LANDLOCK_RESTRICT_SELF: Final = 446
+
+_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+_KEYCTL_SETPERM: Final = 5
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_CAPBSET_DROP: Final = 24
@@ -113,6 +117,12 @@ def enter_user_namespace(more: int = 0) -> None:
         for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1")):
             _write(f"/proc/self/{file}", text)
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
+
+
+def forbid_user_namespaces() -> None:
+    """Let nobody make another one in this user namespace; needs CAP_SYS_RESOURCE in it."""
+    with step("user namespaces"):
+        _write("/proc/sys/user/max_user_namespaces", "0")
 
 
 def _write(path: str, text: str) -> None:
@@ -265,6 +275,21 @@ def has_capability(number: int) -> bool:
 def forbid_new_privileges() -> None:
     """No program run later gets more privileges than this process has."""
     _prctl("no new privileges", _PR_SET_NO_NEW_PRIVS, 1)
+
+
+def leave_session_keyring() -> None:
+    """Exchange the session keyring for one that nobody may use, see session-keyring(7).
+
+    It would hold the keys of the login or service that the replica was started in, and be shared by
+    all executions. Where keyctl(2) is not to be had, user code cannot use keys either.
+    """
+    number = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine, 250)
+    try:
+        keyring = _syscall("session keyring", number, _KEYCTL_JOIN_SESSION_KEYRING, None)
+        _syscall("session keyring", number, _KEYCTL_SETPERM, keyring, 0)
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.EPERM}:
+            raise
 
 
 # -- Landlock ------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ def _cover(root: str, paths: Iterable[str]) -> None:
 
 def _make_devices(root: str) -> None:
     directory = Path(root, "dev")
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     sources = [Path("/dev", name) for name in DEVICES]
     for pattern in ACCELERATORS:
         sources += Path("/dev").glob(pattern)
@@ -186,7 +186,7 @@ def _make_devices(root: str) -> None:
     }.items():
         (directory / name).symlink_to(target)
     for name in ("shm", "pts"):
-        (directory / name).mkdir()
+        (directory / name).mkdir(exist_ok=True)
 
 
 class Sources:

@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn, TypedDict
 
@@ -26,6 +26,7 @@ from wtb_core.sandbox.writing import write_files
 NAMESPACES: Final = ("pid", "mnt", "ipc")
 
 _TMP: Final = "/tmp"  # noqa: S108
+_SHM: Final = "/dev/shm"  # noqa: S108
 _WATCH_MS: Final = 250
 _UNNAMED_LOOK: Final = 4  # every which look at the memory is one at open files too
 _ROOM_OPTIONS: Final = {"mode": "755", "size": "1m"}
@@ -108,15 +109,13 @@ def _make(request: Request, sources: Sources) -> None:
     if not request["network"]:
         kernel.unshare(os.CLONE_NEWNET, "network namespace")
         kernel.raise_loopback()
-    take_tmp(sources.find(request["tmp"]))
+    cover_shared(sources.find(request["tmp"]), request["memory"] or 0)
     for room in request["rooms"]:
         kernel.mount("tmpfs", room, dict(_ROOM_OPTIONS))
     for place in request["mounts"]:
         show(place, sources)
     if request["files"]:
         write_files(Path(request["mounts"][0]["targets"][0]), request["files"])
-    size = request["memory"] or 0
-    kernel.mount("tmpfs", "/dev/shm", {"mode": "1777", "size": str(size)})  # noqa: S108
     kernel.mount("devpts", "/dev/pts", {"newinstance": None, "ptmxmode": "0666", "mode": "0620"})
     kernel.mount("proc", "/proc", {})
     if request["processes"] is not None:
@@ -125,10 +124,19 @@ def _make(request: Request, sources: Sources) -> None:
     sources.let_go()
 
 
-def take_tmp(source: str) -> None:
-    """Make `source` the slot's /tmp; what the root shows below /tmp stays there."""
-    shown = [(path, kernel.clone_tree(str(path))) for path in Path(_TMP).iterdir()]
-    kernel.bind(source, _TMP)
+def cover_shared(tmp: str, shm_bytes: int) -> None:
+    """Make `tmp` the slot's /tmp, and give it a /dev/shm; zero bytes are no bound.
+
+    What the root shows below them stays there: the data directory may lie in either.
+    """
+    options = {"mode": "1777", "size": str(shm_bytes)}
+    _cover(_TMP, lambda: kernel.bind(tmp, _TMP))
+    _cover(_SHM, lambda: kernel.mount("tmpfs", _SHM, dict(options)))
+
+
+def _cover(place: str, mount: Callable[[], None]) -> None:
+    shown = [(path, kernel.clone_tree(str(path))) for path in Path(place).iterdir()]
+    mount()
     for path, tree in shown:
         path.mkdir(exist_ok=True)
         kernel.attach(tree, str(path))
@@ -211,7 +219,7 @@ def _processes() -> Iterator[str]:
 
 def _count_shared() -> int:
     """What lies in /dev/shm and in System V segments, mapped or not, in bytes."""
-    room = os.statvfs("/dev/shm")  # noqa: S108 - of the slot
+    room = os.statvfs(_SHM)
     total = (room.f_blocks - room.f_bfree) * room.f_frsize
     with contextlib.suppress(OSError), Path("/proc/sysvipc/shm").open() as lines:
         column = next(lines).split().index("rss")

@@ -215,7 +215,10 @@ class _Check:
         async def find_setup(_project: str, version: str) -> ProjectSetup:
             return await self._versions.prepare(version)
 
-        engine = Engine(self._data.runs, self._blobs, checkpoints, find_setup, self._sandbox)
+        engine = Engine(
+            *(self._data.runs, self._blobs, checkpoints, find_setup, self._sandbox),
+            self._versions.discard,
+        )
         try:
             return await engine.execute(assignment)
         finally:

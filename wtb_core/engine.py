@@ -66,6 +66,7 @@ class Engine:
         checkpoints: CheckpointStore,
         find_setup: Callable[[str, str], Awaitable[ProjectSetup]],
         sandbox: Sandbox,
+        discard_base: Callable[[str], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runs = runs.absolute()
@@ -77,6 +78,7 @@ class Engine:
         self.blobs = blobs
         self.checkpoints = checkpoints
         self._find_setup = find_setup
+        self._discard_base = discard_base
         self.clock = clock
         self._supervisors: dict[tuple[str, str], Shared] = {}
         self._dropped: set[Shared] = set()
@@ -163,14 +165,18 @@ class Engine:
             self._upkeep = asyncio.create_task(self._keep_up())
         return shared
 
-    def drop(self, shared: "Shared") -> None:
-        """Use this supervisor for no more attempts: what they share has changed.
+    async def drop(self, shared: "Shared") -> None:
+        """Use this supervisor and its base for no more attempts: what they share has changed.
 
         Those that run go on: ending them would let one attempt end the others.
         """
+        if shared in self._dropped:
+            return
+        self._dropped.add(shared)
+        version = shared.supervisor.setup.version
+        await self._discard_base(version)  # first, or the next supervisor begins with it
         for key in [key for key, other in self._supervisors.items() if other is shared]:
             del self._supervisors[key]
-            self._dropped.add(shared)
 
     def release(self, shared: "Shared") -> None:
         """An attempt that `find_supervisor` gave it to has ended."""
@@ -322,11 +328,10 @@ class _Attempt:
         self.isolation = audit.report(grade, shared.guard, after, network=network)
         if self.isolation["base"]["changed"]:
             _log.error("%s: the base has changed", self.assignment.execution_id)
-            self.engine.drop(shared)
+            await self.engine.drop(shared)
 
     def _make_directories(self, workspace: Workspace, below: Commit | None) -> None:
-        if self.directory.exists():  # the same attempt, begun by a process that died
-            leftovers.remove_tree(self.directory)
+        leftovers.take_away(self.directory)  # of the same attempt, begun by a process that died
         self.engine.owner.make(self.directory)
         for name in ("home", "tmp"):
             (self.directory / name).mkdir()

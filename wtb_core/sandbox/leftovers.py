@@ -1,6 +1,7 @@
 """What user code leaves: logs to be read without secrets, and trees to be removed."""
 
 import os
+import secrets
 import shutil
 import stat
 from pathlib import Path
@@ -24,6 +25,20 @@ def remove_tree(path: Path) -> None:
                 if not inner.is_symlink():
                     inner.chmod(stat.S_IRWXU)
         shutil.rmtree(path)
+
+
+def take_away(directory: Path) -> bool:
+    """Remove a directory that another process may be removing too; whether it was there.
+
+    It is renamed first, so that only one removes it and its name is free at once.
+    """
+    aside = directory.with_name(f"{directory.name}.gone-{secrets.token_hex(4)}")
+    try:
+        directory.rename(aside)
+    except FileNotFoundError:
+        return False
+    remove_tree(aside)
+    return True
 
 
 class Head(NamedTuple):

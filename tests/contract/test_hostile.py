@@ -28,13 +28,12 @@ IS_ROOT = os.geteuid() == 0
 
 # Whether there is something to reach depends on the machine: interfaces, devices, mounts, modules.
 MACHINE = {
-    *("route", "interfaces", "hypervisor_socket", "cgroup_leave", "sysfs_write", "disk_read"),
+    *("route", "interfaces", "cgroup_leave", "sysfs_write", "disk_read"),
     *("run_sockets", "memory_device", "base_setxattr", "trace", "memory_read", "memory_open"),
     *("descriptors_taken", "nested_namespace", "nested_namespace_read", "root_of_others"),
     *("environment_read", "environment_secret", "kernel_log", "namespaces_of_others"),
 }
-# No namespace separates these sockets, whatever `network` says.
-EVERYWHERE = {"hypervisor_socket"}
+NOTHING: set[str] = set()
 NETWORK = {"tcp_connect", "udp_send", "route", "interfaces"}
 UNLIMITED = {
     *("fork_bomb", "memory_bomb_together", "memory_bomb_files", "disk_fill_deleted"),
@@ -42,7 +41,7 @@ UNLIMITED = {
 LANDLOCK = {
     *("base_chmod", "base_utime", "base_setxattr", "processes_list", "descriptors_of_others"),
     *("replica_limits", "path_socket", "system_v_memory"),
-    *(EVERYWHERE | NETWORK | UNLIMITED),
+    *(NETWORK | UNLIMITED),
 }
 NONE = LANDLOCK | {
     *("base_write", "base_append", "base_truncate", "base_map", "base_reopen", "base_rename"),
@@ -63,10 +62,10 @@ NONE_AS_USER = {"replica_priority"} | {
 LANDLOCK_AS_USER = {"replica_priority"}
 
 ALLOWED = {
-    "A": EVERYWHERE,
-    "A'": EVERYWHERE,
-    "A without Landlock": EVERYWHERE,
-    "namespaces": EVERYWHERE,
+    "A": NOTHING,
+    "A'": NOTHING,
+    "A without Landlock": NOTHING,
+    "namespaces": NOTHING,
     "landlock": LANDLOCK | (set() if IS_ROOT else LANDLOCK_AS_USER),
     "none": NONE | (NONE_AS_ROOT if IS_ROOT else NONE_AS_USER),
 }
@@ -129,7 +128,7 @@ def test_with_a_network_nothing_more_gets_out_than_by_it(private_path):
     answer = attack(private_path, "A", network=True, names=harmless)
     allowed = find_allowed(answer)
     assert allowed.keys() - MACHINE == NETWORK - MACHINE, allowed
-    assert allowed.keys() <= NETWORK | EVERYWHERE
+    assert allowed.keys() <= NETWORK
 
 
 def test_the_table_in_the_docs_is_that_of_the_sets():
@@ -145,7 +144,7 @@ def test_the_table_in_the_docs_is_that_of_the_sets():
     for index, rung in enumerate(columns):
         shown = {name for name, row in cells.items() if row[index] == "allowed"}
         as_user = {"landlock": LANDLOCK | LANDLOCK_AS_USER, "none": NONE | NONE_AS_USER}
-        assert shown == as_user.get(rung, EVERYWHERE), rung
+        assert shown == as_user.get(rung, NOTHING), rung
 
 
 @pytest.mark.timeout(120)
@@ -161,7 +160,7 @@ def test_an_audit_attacks_a_project_from_its_own_processes(private_path, monkeyp
     assert tried | set(report["left_out"]) == set(PROBES)
     assert {"sibling_read", "home_ssh_key", "environment_secret", "memory_bomb"} <= tried
     assert (report["isolation"]["workspace"], report["network"]) == ("A", False)
-    assert allowed <= EVERYWHERE
+    assert allowed == set()
     assert done.exit_code == (1 if allowed else 0)
     assert not list((private_path / "home").iterdir())
     assert not list(private_path.glob(".wtb-doctor-*"))

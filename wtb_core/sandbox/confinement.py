@@ -11,6 +11,7 @@ from wtb_core.sandbox.root import find_readable, find_secrets
 
 MAX_OPEN_FILES: Final = 4096
 
+_AF_VSOCK: Final = 40
 _SHARED_WRITABLE: Final = ("/tmp", "/dev/shm", "/dev/pts")  # noqa: S108 - of the slot, not the host
 _DEVICES: Final = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _STREAMS: Final = ("/proc/self/fd/1", "/proc/self/fd/2")  # so that /dev/stdout can be opened
@@ -52,9 +53,10 @@ def join(namespaces: Sequence[int]) -> None:
 
 
 def give_up() -> None:
-    """Keep no capability, and gain none by running a program."""
+    """Keep no capability, gain none by running a program, and do not reach the hypervisor."""
     kernel.limit_capabilities()
     kernel.forbid_new_privileges()
+    kernel.forbid_sockets(_AF_VSOCK)  # no namespace separates these
 
 
 def apply(bounds: Bounds) -> None:

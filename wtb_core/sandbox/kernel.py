@@ -35,6 +35,8 @@ _KEYCTL_SETPERM: Final = 5
 _PR_SET_PDEATHSIG: Final = 1
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_SECCOMP: Final = 22
+_SECCOMP_MODE_FILTER: Final = 2
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
@@ -290,6 +292,46 @@ def leave_session_keyring() -> None:
     except OSError as error:
         if error.errno not in {errno.ENOSYS, errno.EPERM}:
             raise
+
+
+_ARCHITECTURES: Final = {  # AUDIT_ARCH_... of linux/audit.h, and the number of socket(2)
+    "x86_64": (0xC000003E, 41),
+    "aarch64": (0xC00000B7, 198),
+}
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF, see linux/filter.h
+_ALLOW, _FAIL = 0x7FFF0000, 0x00050000
+_X32: Final = 0x40000000
+_IO_URING_SETUP: Final = 425
+
+
+def forbid_sockets(family: int) -> None:
+    """Let no socket of this family be made any more, by a seccomp(2) filter.
+
+    Nor an io_uring, whose operations pass no such filter and make sockets too.
+    System calls of another architecture than the machine's fail: the filter does not know them.
+    Does nothing on a machine whose numbers are not known here, or without seccomp.
+    """
+    known = _ARCHITECTURES.get(os.uname().machine)
+    if known is None:
+        return
+    architecture, socket_call = known
+    rules = [  # what to do, where to go when it holds and when not, with what
+        (_LOAD, 0, 0, 4),  # the architecture
+        (_IF_EQUAL, 0, 7, architecture),
+        (_LOAD, 0, 0, 0),  # the call
+        (_IF_AT_LEAST, 5, 0, _X32),
+        (_IF_EQUAL, 4, 0, _IO_URING_SETUP),
+        (_IF_EQUAL, 0, 2, socket_call),
+        (_LOAD, 0, 0, 16),  # its first argument
+        (_IF_EQUAL, 1, 0, family),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _FAIL | errno.EPERM),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+    program = struct.pack("HxxxxxxP", len(rules), ctypes.addressof(code))
+    held = ctypes.create_string_buffer(program)
+    with contextlib.suppress(OSError):
+        _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(held))
 
 
 # -- Landlock ------------------------------------------------------------------------------------

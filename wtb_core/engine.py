@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import secrets
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -52,6 +53,9 @@ _DISK_LOOK_SHARE = 0.02
 _MIN_FREE_BYTES = 256 * 1024**2
 _MEMORY_RESERVE_BYTES = 256 * 1024**2
 """What the interpreter with the project takes, which limits.memory does not count."""
+
+_TOLD_KINDS = {"error", "interrupted", "invalid_output", "out_of_memory", "setup"}
+"""What a process may say of itself; the other kinds are found from outside."""
 
 _log = logging.getLogger(__name__)
 
@@ -478,9 +482,12 @@ class _Attempt:
         if ended.result is not None:
             try:
                 found = ended.result["failure"]
-                return None if found is None else Failure(**found)
+                failure = None if found is None else Failure(**found)
             except (KeyError, TypeError, ValidationError):
                 return Failure(kind="crash", reason="the process sent a result that is none")
+            if failure is not None and failure.kind not in _TOLD_KINDS:
+                return Failure(kind="crash", reason="the process sent a result that is none")
+            return failure
         if ended.timed_out and ended.started:
             limit_s = self.assignment.limits.timeout
             reason = f"it ran longer than limits.timeout of {limit_s:g} s and was killed"
@@ -578,7 +585,7 @@ def _read_usage(result: dict[str, Any] | None) -> dict[str, dict[str, float]]:
         str(model): {
             str(name): float(count)
             for name, count in counted.items()
-            if isinstance(count, int | float) and math.isfinite(count)
+            if isinstance(count, int | float) and abs(count) <= sys.float_info.max
         }
         for model, counted in said.items()
         if isinstance(counted, dict)

@@ -136,8 +136,8 @@ class Supervisor:
             status = await nursery.end()
             await nursery.close()
             message = f"the process that loads the project {describe_status(status)}"
-            lost = (
-                status is None or os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            lost = status is None or (
+                os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
             )
             fault = LaunchLost if lost else SetupError
             raise fault("start", self._with_log(message)) from error

@@ -5,6 +5,7 @@ Whatever happens to the attempt becomes its outcome; only cancellation of the ca
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -119,8 +120,9 @@ class Engine:
         """Kill the execution's processes, if it runs here; its `execute` returns `cancelled`."""
         found = [key for key in self._attempts if key[0] == execution_id]
         for key in found:
-            self._reasons[key] = reason
-            self._attempts[key].cancel()
+            if key not in self._reasons:  # heartbeats ask until the end has been recorded
+                self._reasons[key] = reason
+                self._attempts[key].cancel()
         return bool(found)
 
     async def close(self) -> None:
@@ -618,5 +620,7 @@ async def finish_in_thread[T](work: Callable[..., T], *arguments: Any) -> T:
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.wait([running])
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
         raise

@@ -35,7 +35,7 @@ from wtb_core.sandbox import audit, leftovers
 from wtb_core.sandbox.audit import BaseGuard
 from wtb_core.sandbox.evaluating import evaluate
 from wtb_core.sandbox.ladder import Grade, Sandbox
-from wtb_core.sandbox.ownership import Owner
+from wtb_core.sandbox.ownership import MARK, Owner
 from wtb_core.sandbox.processes import Place, SandboxProcess, describe_status
 from wtb_core.sandbox.runs import Ended, NodeLog, Run
 from wtb_core.sandbox.setup import ProjectSetup
@@ -604,7 +604,8 @@ def _remove_attempt(directory: Path, *, keep_workspace: bool) -> None:
         if keep_workspace and changed.is_dir():
             workspace.rmdir()
             changed.rename(workspace)
-        for entry in directory.iterdir() if directory.is_dir() else ():
+        entries = directory.iterdir() if directory.is_dir() else ()
+        for entry in sorted(entries, key=lambda entry: entry.name == MARK):  # the mark last
             if not (keep_workspace and entry == workspace):
                 leftovers.remove_tree(entry)
         for emptied in (directory, directory.parent):

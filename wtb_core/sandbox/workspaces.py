@@ -4,6 +4,7 @@ On an overlay, user code changes an upper directory and the base stays as it is;
 copy. What it changed is found from outside either way.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -178,12 +179,15 @@ class Workspace:
 
 def _count_blocks(directory: str) -> int:
     total = 0
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                total += entry.stat(follow_symlinks=False).st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    total += _count_blocks(entry.path)
-    except OSError:  # it has gone meanwhile
-        return total
+    pending = [directory]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(entry.path)
+        except OSError:  # it has gone, is not to be read, or lies too deep for a path
+            continue
     return total

@@ -74,7 +74,8 @@ class VariantExecutor:
         self._sandbox = Sandbox(data.runs, hidden=data.hidden, isolation=isolation, require=require)
         self._versions = ProjectVersions(self._blobs, data.bases, self._sandbox)
         self._engine = Engine(
-            data.runs, self._blobs, self._checkpoints, self._find_setup, self._sandbox
+            *(data.runs, self._blobs, self._checkpoints, self._find_setup, self._sandbox),
+            self._versions.discard,
         )
         self._held: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._registration: ev.ActorInitialized | None = None

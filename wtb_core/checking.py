@@ -108,7 +108,7 @@ def check_project(
         given: the input of a case.
         spec: a batch spec; its first variant runs on its first case.
     """
-    file = _find_file(path)
+    file = find_project_file(path)
     if file is None:
         problem = f"there is no {' or '.join(PROJECT_FILES)} in {path}"
         return CheckReport(ok=False, source=str(path), problems=[problem])
@@ -120,7 +120,8 @@ def check_project(
         return asyncio.run(check.run(graph, given, spec))
 
 
-def _find_file(path: Path) -> Path | None:
+def find_project_file(path: Path) -> Path | None:
+    """The project file that `path` is, or that is in it; null when there is none."""
     if not path.is_dir():
         return path.absolute() if path.exists() else None
     files = [path.absolute() / name for name in PROJECT_FILES]
@@ -214,7 +215,10 @@ class _Check:
         async def find_setup(_project: str, version: str) -> ProjectSetup:
             return await self._versions.prepare(version)
 
-        engine = Engine(self._data.runs, self._blobs, checkpoints, find_setup, self._sandbox)
+        engine = Engine(
+            *(self._data.runs, self._blobs, checkpoints, find_setup, self._sandbox),
+            self._versions.discard,
+        )
         try:
             return await engine.execute(assignment)
         finally:

@@ -6,6 +6,7 @@ a data directory that is thrown away.
 """
 
 import asyncio
+import glob
 import importlib.metadata
 import json
 import os
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,14 +26,19 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.version import Version
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
+from wtb_core.checking import PROJECT_FILES, find_project_file
 from wtb_core.clients import HttpClient
 from wtb_core.data import DataDir
 from wtb_core.display import clean
 from wtb_core.errors import InvalidRequest, Unavailable
 from wtb_core.files.blobs import BlobStore
 from wtb_core.projects import ProjectVersions, Registry
+from wtb_core.sandbox.auditing import Audit, audit
 from wtb_core.sandbox.ladder import Sandbox
+from wtb_core.sandbox.probes import PROBES
 from wtb_core.sandbox.supervisor import describe
 from wtb_core.serving import ServeConfig, find_shadow, is_free, read_config
 
@@ -183,6 +190,83 @@ def check_isolation(isolation: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("isolation", "warning", f"{text}. Missed: {reasons}")
     else:
         yield Finding("isolation", "ok", text)
+
+
+def audit_project(path: Path, place: Path, *, network: bool) -> Audit:
+    """Attack the isolation of the project at `path`, with files below `place` as executions have.
+
+    Raises:
+        InvalidRequest: when there is no project, or it has problems.
+        SetupError: when its processes cannot be started.
+    """
+    file = find_project_file(path)
+    if file is None:
+        raise InvalidRequest("--audit", f"there is no {' or '.join(PROJECT_FILES)} in {path}")
+    directory = next(path for path in (place, *place.parents) if os.access(path, os.W_OK))
+    with tempfile.TemporaryDirectory(prefix=".wtb-doctor-", dir=directory) as folder:
+        data = DataDir(Path(folder, "data")).create()
+        sandbox = Sandbox(data.runs, hidden=data.hidden)
+        versions = ProjectVersions(BlobStore(data.blobs), data.bases, sandbox)
+        patterns = [glob.escape(str(file))]
+        registry = Registry(file.parent, patterns, versions, partial(describe, sandbox))
+
+        async def run() -> Audit:
+            await registry.refresh()
+            [summary] = registry.summaries()
+            if summary["problems"]:
+                raise InvalidRequest("--audit", f"{file}: {'; '.join(summary['problems'])}")
+            setup = await versions.prepare(summary["version"])
+            return await audit(data, sandbox, setup, network=network)
+
+        return asyncio.run(run())
+
+
+def print_audit(report: Audit, console: Console) -> None:
+    """A row for each attack, those that went through last, and what they add up to."""
+    colours = {"refused": "green", "contained": "green", "allowed": "red"}
+    table = Table(title="Audit", title_justify="left")
+    for head in ("group", "attack", "verdict", "detail"):
+        table.add_column(head, overflow="fold")
+    for finding in sorted(report.findings, key=lambda found: found.verdict == "allowed"):
+        attack = PROBES.get(finding.name)
+        group = "outside" if attack is None else attack.group
+        title = finding.name if attack is None else attack.title
+        verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
+        table.add_row(group, title, verdict, escape(clean(finding.detail, 200)))
+    console.print(table)
+    counts = Counter(finding.verdict for finding in report.findings)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in colours)
+    isolation = report.isolation
+    network = "with" if report.network else "without"
+    console.print(
+        f"{len(report.findings)} attacks {network} network: {said}. Workspaces at level "
+        f"{isolation['workspace']}, confinement {isolation['confinement']}.",
+        soft_wrap=True,
+    )
+    for missed in isolation["missed"]:
+        console.print(f"missed: {clean(missed['meaning'], 2_000)}", soft_wrap=True, markup=False)
+    if report.left_out:
+        console.print(f"not tried, nothing to attack: {', '.join(report.left_out)}")
+
+
+def describe_audit(report: Audit) -> dict[str, Any]:
+    """`{isolation, network, findings, left_out}`; a finding has group, name, title, verdict."""
+    findings = [
+        {
+            "name": finding.name,
+            "group": PROBES[finding.name].group if finding.name in PROBES else "outside",
+            "attack": PROBES[finding.name].title if finding.name in PROBES else finding.name,
+            "verdict": finding.verdict,
+            "detail": finding.detail,
+        }
+        for finding in report.findings
+    ]
+    return {
+        "isolation": report.isolation,
+        "network": report.network,
+        "findings": findings,
+        "left_out": report.left_out,
+    }
 
 
 def check_config(config: ServeConfig) -> Iterator[Finding]:

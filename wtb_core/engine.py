@@ -71,6 +71,7 @@ class Engine:
         checkpoints: CheckpointStore,
         find_setup: Callable[[str, str], Awaitable[ProjectSetup]],
         sandbox: Sandbox,
+        discard_base: Callable[[str], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runs = runs.absolute()
@@ -82,8 +83,10 @@ class Engine:
         self.blobs = blobs
         self.checkpoints = checkpoints
         self._find_setup = find_setup
+        self._discard_base = discard_base
         self.clock = clock
         self._supervisors: dict[tuple[str, str], Shared] = {}
+        self._dropped: set[Shared] = set()
         self._attempts: dict[tuple[str, int], asyncio.Task[Outcome]] = {}
         self._reasons: dict[tuple[str, int], str] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -168,10 +171,26 @@ class Engine:
             self._upkeep = asyncio.create_task(self._keep_up())
         return shared
 
-    def drop(self, shared: "Shared") -> None:
-        """Use this supervisor no more: what executions share on its side has changed."""
+    async def drop(self, shared: "Shared") -> None:
+        """Use this supervisor and its base for no more attempts: what they share has changed.
+
+        Those that run go on: ending them would let one attempt end the others.
+        """
+        if shared in self._dropped:
+            return
+        self._dropped.add(shared)
+        version = shared.supervisor.setup.version
+        await self._discard_base(version)  # first, or the next supervisor begins with it
         for key in [key for key, other in self._supervisors.items() if other is shared]:
-            self._retire(key)
+            del self._supervisors[key]
+
+    def release(self, shared: "Shared") -> None:
+        """An attempt that `find_supervisor` gave it to has ended."""
+        shared.users -= 1
+        shared.used_at = self.clock()
+        if shared in self._dropped and not shared.users:
+            self._dropped.remove(shared)
+            self.start_background(shared.supervisor.close())
 
     def _share(self, setup: ProjectSetup, guard: BaseGuard) -> "Shared":
         name = f"{os.getpid()}-{setup.project}-{setup.version[:16]}-{secrets.token_hex(4)}"
@@ -293,8 +312,7 @@ class _Attempt:
             await self._look_at_base(shared, grade)
             return outcome.model_copy(update={"isolation": self.isolation})
         finally:
-            shared.users -= 1
-            shared.used_at = self.engine.clock()
+            self.engine.release(shared)
 
     async def _import_origin(self, scope: Scope) -> Commit | None:
         """The files of a fork's checkpoint, after its history has become this attempt's."""
@@ -316,11 +334,10 @@ class _Attempt:
         self.isolation = audit.report(grade, shared.guard, after, network=network)
         if self.isolation["base"]["changed"]:
             _log.error("%s: the base has changed", self.assignment.execution_id)
-            self.engine.drop(shared)
+            await self.engine.drop(shared)
 
     def _make_directories(self, workspace: Workspace, below: Commit | None) -> None:
-        if self.directory.exists():  # the same attempt, begun by a process that died
-            leftovers.remove_tree(self.directory)
+        leftovers.take_away(self.directory)  # of the same attempt, begun by a process that died
         self.engine.owner.make(self.directory)
         for name in ("home", "tmp"):
             (self.directory / name).mkdir()
@@ -392,6 +409,7 @@ class _Attempt:
             stderr=self.directory / f"{prefix}stderr",
             network=self.assignment.workspace.network,
             memory=limits.memory + _MEMORY_RESERVE_BYTES,
+            disk=MAX_DISK_BYTES,
             processes=limits.processes,
             file_size=limits.file_size,
             cpu_seconds=math.ceil(limits.timeout) * (os.cpu_count() or 1) + 60,
@@ -474,11 +492,11 @@ class _Attempt:
 
     def _find_failure(self, ended: Ended) -> Failure | None:
         node = self.nodes.find_running()
-        if ended.exit.over is not None:
+        if ended.exit.over == "memory":
             limit = self.assignment.limits.memory
             reason = f"its processes together use more than limits.memory of {limit} bytes"
             return Failure(kind="out_of_memory", reason=reason, node=node)
-        if self.is_over_disk:
+        if self.is_over_disk or ended.exit.over == "disk":
             reason = "it fills the disk and was killed; what it wrote is being removed"
             return Failure(kind="crash", reason=reason, node=node)
         if ended.result is not None:

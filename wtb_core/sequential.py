@@ -68,7 +68,10 @@ class BatchTestRunner:
         self._checkpoints = CheckpointStore(data.checkpoints)
         sandbox = Sandbox(data.runs, hidden=data.hidden)
         self._versions = ProjectVersions(self._blobs, data.bases, sandbox)
-        self._runner = Engine(data.runs, self._blobs, self._checkpoints, self._find_setup, sandbox)
+        self._runner = Engine(
+            *(data.runs, self._blobs, self._checkpoints, self._find_setup, sandbox),
+            self._versions.discard,
+        )
         self._registry = Registry(root, projects, self._versions, partial(describe, sandbox))
         self._files = FileHistory(self._blobs, self._versions)
         self._writer = Writer(self._engine, self._ledger, self._announce)

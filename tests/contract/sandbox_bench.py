@@ -44,11 +44,17 @@ class Bench:
             if grade is None
             else Graded(root / "runs", [root], grade)
         )
-        self.engine = Engine(root / "runs", self.blobs, self.store, self.find_setup, self.sandbox)
+        self.engine = Engine(
+            *(root / "runs", self.blobs, self.store, self.find_setup, self.sandbox), self.discard
+        )
+        self.discarded: list[str] = []
         self.loop = uvloop.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
         self._ids = itertools.count(1)
+
+    async def discard(self, version: str) -> None:
+        self.discarded.append(version)
 
     async def find_setup(self, project: str, version: str) -> ProjectSetup:
         return self.versions[project, version]

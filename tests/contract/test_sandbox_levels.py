@@ -397,5 +397,6 @@ def test_a_base_that_was_changed_is_said_and_no_longer_shared(level, tmp_path):
     assert base["changed"] is True
     assert base["before"] != base["after"]
     assert ("fork", "changing") not in level.engine._supervisors
+    assert level.discarded == ["changing"]
     assert level.script("pass", **options).isolation["base"]["changed"] is False
     assert level.engine._supervisors["fork", "changing"] is not first

@@ -20,6 +20,7 @@ from sandbox_bench import (
 )
 
 from wtb_core.engine import finish_in_thread
+from wtb_core.sandbox.supervisor import make_place
 from wtb_core.sandbox.workspaces import Workspace
 
 ROOT = Path(__file__).parents[2]
@@ -258,3 +259,28 @@ def test_closing_the_engine_ends_everything(tmp_path):
         bench.close()
     assert find_processes_of(tmp_path) == []
     assert not list((tmp_path / "runs").rglob("*"))
+
+
+def test_a_slot_that_is_killed_before_its_process_is_forked_costs_only_itself(tmp_path):
+    """The zygote's fork fails then, with ENOMEM; it used to take the zygote along."""
+    bench = Bench(tmp_path)
+
+    async def race() -> list[bool]:
+        shared = await bench.engine.find_supervisor("fork", "v1")
+        nursery = await shared.supervisor.ready()
+        alive = []
+        for turn in range(20):
+            room = bench.engine.runs / f"race-{turn}"
+            place = make_place(room, tmp_path / "output")
+            process = await nursery.fork(place)
+            await process.close()
+            alive.append(nursery.is_alive())
+        return alive
+
+    try:
+        bench.add_scripted()
+        assert bench.find_value("value = 1") == 1
+        assert all(bench.call(race()))
+        assert bench.find_value("value = 2") == 2
+    finally:
+        bench.close()

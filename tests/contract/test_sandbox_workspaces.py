@@ -1,9 +1,11 @@
 """The files of an execution: where it works, what is written for it, what is kept."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
-from sandbox_bench import wait_until
+from sandbox_bench import Bench, wait_until
 
 from wtb_core.errors import SetupError
 from wtb_core.sandbox.writing import write_files
@@ -68,3 +70,25 @@ def test_the_workspace_is_kept_as_asked(hostile, keep, kept):
         return names.count({"workspace"}) if all(n <= {"workspace"} for n in names) else -1
 
     wait_until(lambda: count() == kept)
+
+
+@pytest.mark.parametrize("place", ["/dev/shm", "/tmp"])
+def test_the_data_may_lie_where_slots_have_directories_of_their_own(place):
+    """A slot's /tmp and /dev/shm do not cover the workspace when the data lies below the host's."""
+    with tempfile.TemporaryDirectory(prefix="wtb-", dir=place) as folder:
+        bench = Bench(Path(folder))
+        try:
+            bench.add_scripted()
+            code = """
+                from pathlib import Path
+                Path("made").write_text("x")
+                Path("/dev/shm/own").write_text("x")
+                value = sorted(str(path) for path in Path("/dev/shm").iterdir())
+            """
+            value = bench.find_value(code)
+            grade = bench.call(bench.sandbox.find_grade())
+        finally:
+            bench.close()
+    assert grade.workspace == "A"
+    assert "/dev/shm/own" in value
+    assert not Path("/dev/shm/own").exists()

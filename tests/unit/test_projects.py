@@ -465,6 +465,18 @@ def test_preparing_again_or_at_the_same_time_makes_one_copy(project, versions, t
     assert [path.name for path in (tmp_path / "bases").iterdir()] == [version]
 
 
+def test_a_version_that_was_changed_on_this_node_is_made_again(project, versions, tmp_path):
+    version = ingest(versions, project)
+    setup = prepare(versions, version)
+    (setup.workspace / "data.txt").write_text("damaged")
+
+    asyncio.run(versions.discard(version))
+    asyncio.run(versions.discard(version))
+
+    assert look(prepare(versions, version).workspace) == {"data.txt": "data"}
+    assert [path.name for path in (tmp_path / "bases").iterdir()] == [version]
+
+
 def test_a_version_that_is_there_is_not_copied_again(project, versions, monkeypatch):
     version = ingest(versions, project)
     first = prepare(versions, version)

@@ -81,18 +81,51 @@ def demo(config: Path | None, spec: Path, *, keep: bool) -> None:
 @_config_argument
 @_data_dir_option
 @url_option
+@click.option(
+    "--audit",
+    metavar="PROJECT",
+    type=click.Path(exists=True, path_type=Path),
+    help="Attack this project's isolation instead; exit code 1 when an attack gets out.",
+)
+@click.option(
+    "--network/--no-network", default=False, help="Whether the attacking execution has one."
+)
 @json_option
-def doctor(config: Path | None, data_dir: str | None, url: str, *, as_json: bool) -> None:
+def doctor(
+    config: Path | None,
+    data_dir: str | None,
+    url: str,
+    audit: Path | None,
+    *,
+    network: bool,
+    as_json: bool,
+) -> None:
     """Say what this machine offers and what is wrong, in plain words.
 
     CONFIG is chosen as for `wtb serve`. Exit code 1 when there is a problem; warnings are none.
     """
+    if audit is not None:
+        _audit(audit, config, data_dir, network=network, as_json=as_json)
+        return
     findings = diagnosis.diagnose(config, data_dir, url)
     if as_json:
         click.echo(to_json({"checks": [finding._asdict() for finding in findings]}))
     else:
         diagnosis.print_findings(findings, make_console())
     if any(finding.state == "problem" for finding in findings):
+        sys.exit(EXIT_NOT_ALL)
+
+
+def _audit(
+    project: Path, config: Path | None, data_dir: str | None, *, network: bool, as_json: bool
+) -> None:
+    place = Path(data_dir) if data_dir is not None else read_config(config).data_dir
+    report = diagnosis.audit_project(project, place.absolute(), network=network)
+    if as_json:
+        click.echo(to_json(diagnosis.describe_audit(report)))
+    else:
+        diagnosis.print_audit(report, make_console())
+    if report.allowed:
         sys.exit(EXIT_NOT_ALL)
 
 

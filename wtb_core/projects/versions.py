@@ -5,6 +5,7 @@ however the directory changes.
 """
 
 import asyncio
+import contextlib
 import json
 import shutil
 import tempfile
@@ -114,6 +115,21 @@ class ProjectVersions:
         lock = self._locks.setdefault(version, asyncio.Lock())
         async with lock:
             return await asyncio.to_thread(self._prepare, version)
+
+    async def discard(self, version: str) -> None:
+        """Take a version that was changed on this node away; `prepare` makes it again.
+
+        What has it mounted keeps it until it ends.
+        """
+        lock = self._locks.setdefault(version, asyncio.Lock())
+        async with lock:
+            await asyncio.to_thread(self._discard, version)
+
+    def _discard(self, version: str) -> None:
+        aside = Path(tempfile.mkdtemp(prefix="damaged-", dir=self._bases))
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            (self._bases / version).rename(aside / version)
+        leftovers.remove_tree(aside)
 
     def _scan(self, sources: Sources) -> Ingested:
         packages: Manifest = {}

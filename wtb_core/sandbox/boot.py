@@ -6,6 +6,7 @@ of `sys.path`.
 """
 
 import importlib.util
+import os
 import socket
 import sys
 from pathlib import Path
@@ -24,18 +25,29 @@ def _make_package_importable() -> None:
     spec.loader.exec_module(package)
 
 
+def _close_all_but(kept: list[int]) -> None:
+    """Descriptors that the replica's starter left open for programs are not user code's."""
+    first = 3
+    for number in sorted(kept):
+        os.closerange(first, number)
+        first = number + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+
+
 def main() -> None:
     """Become what the command line says: a mode, the kind of namespaces, and sockets."""
     mode, kind, *numbers = sys.argv[1:]
     sys.argv[:] = [""]
+    _close_all_but([int(number) for number in numbers])
     _make_package_importable()
     sockets = [socket.socket(fileno=int(number)) for number in numbers]
     for sock in sockets:
         sock.set_inheritable(False)
     if mode == "child":
         _run(mode, sockets[0])
-    from wtb_core.sandbox import init
+    from wtb_core.sandbox import init, kernel
 
+    kernel.leave_session_keyring()
     if kind == "none":
         source, leash = sockets
         init.supervise(leash, lambda: _run(mode, source))

@@ -1,4 +1,4 @@
-"""Runs one job beside user code: an attempt, its evaluators, a project's build or description.
+"""Runs one job beside user code: an attempt, its evaluators, a build, a description, an audit.
 
 The job arrives as the first frame of the session. Everything that happens is posted, the result
 last; then the process ends without waiting for threads that user code left behind. An exception of
@@ -74,9 +74,26 @@ def main(sock: socket.socket, project: LoadedProject | None) -> NoReturn:
             obstacle = find_fork_obstacle(frozenset({sock.fileno()}))
             description = json.dumps(describe_project(project, obstacle)).encode()
             _end(session, {"op": "result", "status": "succeeded"}, description)
+        case "probe":
+            _probe(job, session)
         case operation:
             raise ValueError(f"unknown job {operation!r}")
     os._exit(0)
+
+
+def _probe(job: dict[str, Any], session: ChannelSession) -> None:
+    from wtb_core.sandbox import probes  # an audit's alone
+
+    os.chdir(job["workspace"])
+    _limit_memory(job["memory"])
+    session.post({"op": "started"})
+    values = {**job["surroundings"], "workspace": job["workspace"]}
+    probes.run(
+        probes.Surroundings.read(values),
+        job["probes"],
+        lambda finding: session.post({"op": "finding", "finding": [*finding]}),
+    )
+    _end(session, {"op": "result", "status": "succeeded"})
 
 
 def _end(session: ChannelSession, header: dict[str, Any], *blobs: bytes) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Final, TypedDict
 
 from wtb_core.sandbox import kernel
-from wtb_core.sandbox.root import find_readable
+from wtb_core.sandbox.root import find_readable, find_secrets
 
 MAX_OPEN_FILES: Final = 4096
 
+_AF_VSOCK: Final = 40
 _SHARED_WRITABLE: Final = ("/tmp", "/dev/shm", "/dev/pts")  # noqa: S108 - of the slot, not the host
 _DEVICES: Final = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _STREAMS: Final = ("/proc/self/fd/1", "/proc/self/fd/2")  # so that /dev/stdout can be opened
@@ -38,20 +39,24 @@ class Bounds(TypedDict):
 def join(namespaces: Sequence[int]) -> None:
     """Enter a slot's namespaces and give up every privilege over them.
 
-    The user namespace is the process's own, so that limits per user count its processes alone.
+    The user namespace is the process's own, so that limits per user count its processes alone. None
+    can be made in it: they give access to parts of the kernel that nobody but root reaches, and
+    without Landlock to file systems in memory that no limit counts.
     """
     for namespace in namespaces:
         os.setns(namespace, 0)
         os.close(namespace)
     os.chdir("/")
     kernel.enter_user_namespace()
+    kernel.forbid_user_namespaces()
     give_up()
 
 
 def give_up() -> None:
-    """Keep no capability, and gain none by running a program."""
+    """Keep no capability, gain none by running a program, and do not reach the hypervisor."""
     kernel.limit_capabilities()
     kernel.forbid_new_privileges()
+    kernel.forbid_sockets(_AF_VSOCK)  # no namespace separates these
 
 
 def apply(bounds: Bounds) -> None:
@@ -71,8 +76,10 @@ def apply(bounds: Bounds) -> None:
 
 
 def _find_readable(hidden: list[str]) -> Iterator[str]:
-    for path in (*find_readable(), "/proc", "/dev"):
-        yield from _without(Path(path), [Path(entry) for entry in hidden])
+    """Nothing of /dev: its devices are granted one by one, and /dev/shm is shared by all."""
+    covered = [Path(path) for path in (*hidden, *find_secrets())]
+    for path in (*find_readable(), "/proc"):
+        yield from _without(Path(path), covered)
 
 
 def _without(path: Path, hidden: Sequence[Path]) -> Iterator[str]:

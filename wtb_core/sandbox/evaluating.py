@@ -53,6 +53,8 @@ async def evaluate(
 
 
 def _explain(ended: Ended, timeout_s: float, stderr: str) -> str:
+    if ended.exit.over == "disk":
+        return "it fills the disk and was killed"
     if ended.exit.over is not None:
         return "the memory of limits.memory is used up by its processes together"
     if ended.timed_out:

@@ -7,6 +7,7 @@ every architecture). Each call raises OSError with the name of its step as `file
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -28,9 +29,14 @@ _LANDLOCK_CREATE_RULESET: Final = 444
 _LANDLOCK_ADD_RULE: Final = 445
 _LANDLOCK_RESTRICT_SELF: Final = 446
 
+_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+_KEYCTL_SETPERM: Final = 5
+
 _PR_SET_PDEATHSIG: Final = 1
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_SECCOMP: Final = 22
+_SECCOMP_MODE_FILTER: Final = 2
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAP_AMBIENT: Final = 47
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
@@ -113,6 +119,12 @@ def enter_user_namespace(more: int = 0) -> None:
         for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1")):
             _write(f"/proc/self/{file}", text)
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
+
+
+def forbid_user_namespaces() -> None:
+    """Let nobody make another one in this user namespace; needs CAP_SYS_RESOURCE in it."""
+    with step("user namespaces"):
+        _write("/proc/sys/user/max_user_namespaces", "0")
 
 
 def _write(path: str, text: str) -> None:
@@ -265,6 +277,61 @@ def has_capability(number: int) -> bool:
 def forbid_new_privileges() -> None:
     """No program run later gets more privileges than this process has."""
     _prctl("no new privileges", _PR_SET_NO_NEW_PRIVS, 1)
+
+
+def leave_session_keyring() -> None:
+    """Exchange the session keyring for one that nobody may use, see session-keyring(7).
+
+    It would hold the keys of the login or service that the replica was started in, and be shared by
+    all executions. Where keyctl(2) is not to be had, user code cannot use keys either.
+    """
+    number = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine, 250)
+    try:
+        keyring = _syscall("session keyring", number, _KEYCTL_JOIN_SESSION_KEYRING, None)
+        _syscall("session keyring", number, _KEYCTL_SETPERM, keyring, 0)
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.EPERM}:
+            raise
+
+
+_ARCHITECTURES: Final = {  # AUDIT_ARCH_... of linux/audit.h, and the number of socket(2)
+    "x86_64": (0xC000003E, 41),
+    "aarch64": (0xC00000B7, 198),
+}
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # BPF, see linux/filter.h
+_ALLOW, _FAIL = 0x7FFF0000, 0x00050000
+_X32: Final = 0x40000000
+_IO_URING_SETUP: Final = 425
+
+
+def forbid_sockets(family: int) -> None:
+    """Let no socket of this family be made any more, by a seccomp(2) filter.
+
+    Nor an io_uring, whose operations pass no such filter and make sockets too.
+    System calls of another architecture than the machine's fail: the filter does not know them.
+    Does nothing on a machine whose numbers are not known here, or without seccomp.
+    """
+    known = _ARCHITECTURES.get(os.uname().machine)
+    if known is None:
+        return
+    architecture, socket_call = known
+    rules = [  # what to do, where to go when it holds and when not, with what
+        (_LOAD, 0, 0, 4),  # the architecture
+        (_IF_EQUAL, 0, 7, architecture),
+        (_LOAD, 0, 0, 0),  # the call
+        (_IF_AT_LEAST, 5, 0, _X32),
+        (_IF_EQUAL, 4, 0, _IO_URING_SETUP),
+        (_IF_EQUAL, 0, 2, socket_call),
+        (_LOAD, 0, 0, 16),  # its first argument
+        (_IF_EQUAL, 1, 0, family),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, _FAIL | errno.EPERM),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+    program = struct.pack("HxxxxxxP", len(rules), ctypes.addressof(code))
+    held = ctypes.create_string_buffer(program)
+    with contextlib.suppress(OSError):
+        _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(held))
 
 
 # -- Landlock ------------------------------------------------------------------------------------

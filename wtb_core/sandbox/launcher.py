@@ -19,6 +19,7 @@ from wtb_core.sandbox import init, kernel, root, slots
 from wtb_core.sandbox.wire import Channel
 
 _REAP_MS = 1000
+_SHM_BYTES = 64 * 1024**2
 
 
 def enter_namespaces(kind: str) -> None:
@@ -116,11 +117,10 @@ def _fork_source(
     try:
         control.close()
         kernel.unshare(os.CLONE_NEWNS, "mount namespace")
-        slots.take_tmp(sources.find(f"{home}/tmp"))  # noqa: S108 - not the host's
+        slots.cover_shared(sources.find(f"{home}/tmp"), _SHM_BYTES)  # noqa: S108 - not the host's
         kernel.mount("tmpfs", home, {"mode": "755", "size": "1m"})
         for name in ("home", "tmp"):
             slots.show({"source": f"{home}/{name}", "targets": [f"{home}/{name}"]}, sources)
-        kernel.mount("tmpfs", "/dev/shm", {"mode": "1777", "size": "64m"})  # noqa: S108
         sources.let_go()
         # What it needs to put its children into slots and into user namespaces of their own.
         keep = {kernel.CAP_SYS_ADMIN, kernel.CAP_SYS_CHROOT, kernel.CAP_SETFCAP}

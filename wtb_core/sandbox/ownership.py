@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from wtb_core.sandbox.leftovers import remove_tree
+from wtb_core.sandbox.leftovers import take_away
 
 MARK = "owner"
 
@@ -43,8 +43,7 @@ class Owner:
             if name == self.name or not self._is_dead(name):
                 continue
             try:
-                remove_tree(directory)
-                found += 1
+                found += take_away(directory)
             except OSError as error:
                 _log.warning("%s could not be removed: %s", directory, error)
                 continue

@@ -81,6 +81,7 @@ class Place(NamedTuple):
     files: Mapping[str, str] = {}
     network: bool = True
     memory: int | None = None
+    disk: int | None = None
     processes: int | None = None
     file_size: int = 1024**3
     cpu_seconds: int | None = None
@@ -95,7 +96,7 @@ class Exit(NamedTuple):
     status: int | None
     cpu_ms: int | None
     peak_rss_bytes: int | None
-    over: Literal["memory"] | None = None
+    over: Literal["memory", "disk"] | None = None
 
 
 class SandboxProcess:
@@ -156,8 +157,7 @@ class SandboxProcess:
         if self._pidfd is not None:
             self._kill()
             await wait_readable(self._pidfd)  # once all processes of the namespace are gone
-            if await _was_over_memory(self._leash):
-                return found._replace(over="memory")
+            return found._replace(over=await _find_over(self._leash))
         return found
 
     async def _read_report(self) -> Exit:
@@ -168,12 +168,12 @@ class SandboxProcess:
             return Exit(None, None, None)
 
 
-async def _was_over_memory(leash: AsyncChannel) -> bool:
+async def _find_over(leash: AsyncChannel) -> Literal["memory", "disk"] | None:
     try:
         note, _ = await leash.receive()
     except (EOFError, OSError, WireError):
-        return False
-    return note.get("over") == "memory"
+        return None
+    return note.get("over")
 
 
 class Nursery:
@@ -291,9 +291,8 @@ class Nursery:
     def make_bounds(self, place: Place) -> Bounds:
         """The bounds that a job of this place carries."""
         in_slot = self._control is not None
-        # Where a slot shows the workspace in the base's place, it may be written there.
-        seen = (place.workspace, place.base if in_slot else None)
-        writable = [place.home, place.tmp, *filter(None, seen)]
+        base = place.base if in_slot else None  # elsewhere it is the one that all share
+        writable = [place.home, place.tmp, *filter(None, (place.workspace, base))]
         return Bounds(
             landlock=self.confinement.landlock,
             in_slot=in_slot,
@@ -431,6 +430,7 @@ def make_request(place: Place, scratch: Path) -> Request:
         "files": dict(place.files),
         "network": place.network,
         "memory": place.memory,
+        "disk": place.disk,
         "processes": place.processes if is_root and can_limit_root() else None,
     }
 

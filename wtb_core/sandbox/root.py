@@ -73,6 +73,11 @@ def find_readable() -> list[str]:
     return found
 
 
+def find_secrets() -> list[str]:
+    """What only root can read of what `find_readable` names."""
+    return [f"/etc/{name}" for name in _SECRETS] if os.geteuid() == 0 else []
+
+
 def _find_editable(path: Sequence[str]) -> Iterator[str]:
     """The directories of editable installs, which say so in direct_url.json (PEP 610)."""
     for entry in path:
@@ -100,8 +105,7 @@ def build(root: str, readable: Sequence[str], plan: Plan) -> None:
     for path in _without_nested([*readable, *plan["visible"]]):
         _show(root, path)
     _cover(root, plan["hidden"])
-    if os.geteuid() == 0:
-        _cover(root, [f"/etc/{name}" for name in _SECRETS])
+    _cover(root, find_secrets())
     for path in plan["visible"]:  # again, where a cover lies over them
         if not os.path.lexists(root + path):
             _show(root, path)
@@ -161,7 +165,7 @@ def _cover(root: str, paths: Iterable[str]) -> None:
 
 def _make_devices(root: str) -> None:
     directory = Path(root, "dev")
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     sources = [Path("/dev", name) for name in DEVICES]
     for pattern in ACCELERATORS:
         sources += Path("/dev").glob(pattern)
@@ -182,7 +186,7 @@ def _make_devices(root: str) -> None:
     }.items():
         (directory / name).symlink_to(target)
     for name in ("shm", "pts"):
-        (directory / name).mkdir()
+        (directory / name).mkdir(exist_ok=True)
 
 
 class Sources:
@@ -209,8 +213,15 @@ class Sources:
 
 
 def protect_proc() -> None:
-    """Make the parts of a new /proc read-only that root may write even without capabilities."""
-    for name in _ROOT_OWNED if os.geteuid() == 0 else ():
+    """Make the parts of a new /proc read-only that root may write even without capabilities.
+
+    Not /proc/sys/user: it takes a capability, and each process limits its own user namespace there.
+    """
+    if os.geteuid() != 0:
+        return
+    limits = kernel.clone_tree("/proc/sys/user")
+    for name in _ROOT_OWNED:
         path = f"/proc/{name}"
         if os.path.lexists(path):
             kernel.bind(path, path, kernel.MOUNT_READ_ONLY)
+    kernel.attach(limits, "/proc/sys/user")

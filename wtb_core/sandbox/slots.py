@@ -1,17 +1,21 @@
 """A slot: the namespaces of one process of user code, and the init in them.
 
 The init is pid 1 of the slot. It mounts what the process may see and write, says so, and from then
-on reaps orphans and watches the memory of all processes in the slot. When it ends, the kernel kills
-them. It ends with its leash, which the kernel closes for a supervisor that was killed.
+on reaps orphans and watches what all processes in the slot hold of memory and of deleted files.
+When it ends, the kernel kills them. It ends with its leash, which the kernel closes for a
+supervisor that was killed.
 """
 
 import contextlib
+import itertools
 import os
 import select
 import signal
 import socket
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NoReturn, TypedDict
+from typing import Final, NamedTuple, NoReturn, TypedDict
 
 from wtb_core.errors import SetupError
 from wtb_core.sandbox import init, kernel
@@ -22,7 +26,9 @@ from wtb_core.sandbox.writing import write_files
 NAMESPACES: Final = ("pid", "mnt", "ipc")
 
 _TMP: Final = "/tmp"  # noqa: S108
+_SHM: Final = "/dev/shm"  # noqa: S108
 _WATCH_MS: Final = 250
+_UNNAMED_LOOK: Final = 4  # every which look at the memory is one at open files too
 _ROOM_OPTIONS: Final = {"mode": "755", "size": "1m"}
 _RESERVED_PIDS: Final = 300  # of the kernel: numbers below are not used again
 
@@ -47,8 +53,9 @@ class Request(TypedDict):
 
     `tmp` is the host directory that is its /tmp. `rooms` are directories that hold nothing but the
     targets below them. `files` are written to the
-    first target of the first mount. `memory` bounds the processes' memory together, `processes`
-    their number where no limit of the user does, both null for no bound.
+    first target of the first mount. `memory` bounds the processes' memory together, `disk` the
+    space of files that they have open and deleted, `processes` their number where no limit of the
+    user does, each null for no bound.
     """
 
     tmp: str
@@ -57,6 +64,7 @@ class Request(TypedDict):
     files: dict[str, str]
     network: bool
     memory: int | None
+    disk: int | None
     processes: int | None
 
 
@@ -87,7 +95,7 @@ def become_init(leash: socket.socket, sources: Sources) -> NoReturn:
     socket.send_fds(leash, [encode({"ready": True})], handles)
     for handle in handles:
         os.close(handle)
-    _watch(channel, request["memory"])
+    _watch(channel, request["memory"], request["disk"])
 
 
 def _refuse(channel: Channel, step: str, errno: int | None, message: str) -> NoReturn:
@@ -101,15 +109,13 @@ def _make(request: Request, sources: Sources) -> None:
     if not request["network"]:
         kernel.unshare(os.CLONE_NEWNET, "network namespace")
         kernel.raise_loopback()
-    take_tmp(sources.find(request["tmp"]))
+    cover_shared(sources.find(request["tmp"]), request["memory"] or 0)
     for room in request["rooms"]:
         kernel.mount("tmpfs", room, dict(_ROOM_OPTIONS))
     for place in request["mounts"]:
         show(place, sources)
     if request["files"]:
         write_files(Path(request["mounts"][0]["targets"][0]), request["files"])
-    size = request["memory"] or 0
-    kernel.mount("tmpfs", "/dev/shm", {"mode": "1777", "size": str(size)})  # noqa: S108
     kernel.mount("devpts", "/dev/pts", {"newinstance": None, "ptmxmode": "0666", "mode": "0620"})
     kernel.mount("proc", "/proc", {})
     if request["processes"] is not None:
@@ -118,10 +124,19 @@ def _make(request: Request, sources: Sources) -> None:
     sources.let_go()
 
 
-def take_tmp(source: str) -> None:
-    """Make `source` the slot's /tmp; what the root shows below /tmp stays there."""
-    shown = [(path, kernel.clone_tree(str(path))) for path in Path(_TMP).iterdir()]
-    kernel.bind(source, _TMP)
+def cover_shared(tmp: str, shm_bytes: int) -> None:
+    """Make `tmp` the slot's /tmp, and give it a /dev/shm; zero bytes are no bound.
+
+    What the root shows below them stays there: the data directory may lie in either.
+    """
+    options = {"mode": "1777", "size": str(shm_bytes)}
+    _cover(_TMP, lambda: kernel.bind(tmp, _TMP))
+    _cover(_SHM, lambda: kernel.mount("tmpfs", _SHM, dict(options)))
+
+
+def _cover(place: str, mount: Callable[[], None]) -> None:
+    shown = [(path, kernel.clone_tree(str(path))) for path in Path(place).iterdir()]
+    mount()
     for path, tree in shown:
         path.mkdir(exist_ok=True)
         kernel.attach(tree, str(path))
@@ -148,38 +163,89 @@ def _limit_processes(count: int) -> None:
     """Bound the slot's pids: RLIMIT_NPROC does not hold for uid 0.
 
     `pid_max` is a setting of the pid namespace since Linux 6.14, and of the machine before, which
-    is why it is only asked for from then on. Numbers below 300 are used once, so up to 300
-    processes more may be alive at first.
+    is why it is only asked for from then on. Numbers below 300 are given out once and never again;
+    they are skipped where the kernel can (CONFIG_CHECKPOINT_RESTORE), else up to 300 processes more
+    may be alive.
     """
+    settings = Path("/proc/sys/kernel")
     with kernel.step("pid limit"):
-        Path("/proc/sys/kernel/pid_max").write_text(str(_RESERVED_PIDS + count), encoding="ascii")
+        (settings / "pid_max").write_text(str(_RESERVED_PIDS + count), encoding="ascii")
+    with contextlib.suppress(OSError):
+        (settings / "ns_last_pid").write_text(str(_RESERVED_PIDS - 1), encoding="ascii")
 
 
-def _watch(channel: Channel, memory: int | None) -> NoReturn:
+def _watch(channel: Channel, memory: int | None, disk: int | None) -> NoReturn:
     poll = select.poll()
     poll.register(channel.sock, select.POLLIN)
-    while True:
+    unnamed = _Unnamed(0, 0)
+    for look in itertools.count():
         if poll.poll(_WATCH_MS):
-            os._exit(0)  # nothing is sent to a running slot: the leash has closed
+            break  # nothing is sent to a running slot: the leash has closed
         for _ in init.reap():  # orphans
             pass
         if memory is None:
             continue
-        used = _measure("status", "RssAnon:", "RssShmem:")
-        if used > memory:
-            used = _measure("smaps_rollup", "Pss_Anon:", "Pss_Shmem:")  # shared pages once
-        if used > memory:
+        if look % _UNNAMED_LOOK == 0:
+            unnamed = _find_unnamed()
+        files = _count_shared() + unnamed.memory
+        used = _measure("status", "RssAnon:", "RssShmem:") + files
+        if used > memory:  # shared pages once, and files that are mapped as well
+            private = _measure("smaps_rollup", "Pss_Anon:")
+            used = private + max(_measure("smaps_rollup", "Pss_Shmem:"), files)
+        over = "memory" if used > memory else None
+        if disk is not None and unnamed.disk > disk:
+            over = "disk"
+        if over is not None:
             with contextlib.suppress(OSError):
-                channel.send({"over": "memory", "bytes": used})
-            os._exit(0)
+                channel.send({"over": over})
+            break
+    os._exit(0)
 
 
 def _measure(file: str, *fields: str) -> int:
     """The sum of these fields over all processes of the slot, in bytes."""
     total = 0
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or entry.name == "1":
-            continue
-        with contextlib.suppress(OSError), Path(entry.path, file).open() as lines:
+    for process in _processes():
+        with contextlib.suppress(OSError), Path(process, file).open() as lines:
             total += sum(int(line.split()[1]) for line in lines if line.startswith(fields))
     return total * 1024
+
+
+def _processes() -> Iterator[str]:
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and entry.name != "1":
+            yield entry.path
+
+
+def _count_shared() -> int:
+    """What lies in /dev/shm and in System V segments, mapped or not, in bytes."""
+    room = os.statvfs(_SHM)
+    total = (room.f_blocks - room.f_bfree) * room.f_frsize
+    with contextlib.suppress(OSError), Path("/proc/sysvipc/shm").open() as lines:
+        column = next(lines).split().index("rss")
+        total += sum(int(line.split()[column]) for line in lines)
+    return total
+
+
+class _Unnamed(NamedTuple):
+    """The bytes of open files that no directory has: of memfd_create(2), and deleted ones."""
+
+    memory: int
+    disk: int
+
+
+def _find_unnamed() -> _Unnamed:
+    sizes: dict[tuple[int, int], tuple[bool, int]] = {}
+    for process in _processes():
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(f"{process}/fd"):
+                with contextlib.suppress(OSError):
+                    status = entry.stat()
+                    if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
+                        in_memory = str(Path(entry.path).readlink()).startswith("/memfd:")
+                        key = status.st_dev, status.st_ino
+                        sizes[key] = in_memory, status.st_blocks * 512
+    return _Unnamed(
+        sum(size for in_memory, size in sizes.values() if in_memory),
+        sum(size for in_memory, size in sizes.values() if not in_memory),
+    )

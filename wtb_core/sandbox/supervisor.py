@@ -142,10 +142,7 @@ class Supervisor:
             status = await nursery.end()
             await nursery.close()
             message = f"the process that loads the project {describe_status(status)}"
-            lost = status is None or (
-                os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-            )
-            fault = LaunchLost if lost else SetupError
+            fault = LaunchLost if status in {None, signal.SIGKILL} else SetupError
             raise fault("start", self._with_log(message)) from error
         except BaseException:  # raised again below
             await nursery.close()

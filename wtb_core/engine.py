@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -367,7 +368,7 @@ class _Attempt:
                 if last:
                     raise
                 continue
-            if last or ended.started or ended.timed_out or ended.result is not None:
+            if last or not _was_killed_early(ended):
                 return ended
         raise AssertionError("the last turn returns or raises")
 
@@ -594,6 +595,13 @@ class _Attempt:
             isolation=self.isolation,
             **fields,
         )
+
+
+def _was_killed_early(ended: Ended) -> bool:
+    """Whether somebody else killed a process before user code began."""
+    if ended.started or ended.timed_out or ended.result is not None:
+        return False
+    return ended.exit.over is None and ended.exit.status in {None, signal.SIGKILL}
 
 
 def _read_usage(result: dict[str, Any] | None) -> dict[str, dict[str, float]]:

@@ -116,7 +116,7 @@ class VariantExecutor:
     async def _carry_out(self, assignment: Assignment) -> None:
         try:
             outcome = await self._engine.execute(assignment)
-        except (WtbError, OSError) as error:
+        except Exception as error:  # what was claimed is reported, whatever our own fault is
             logger.exception("the engine failed on %s", assignment.execution_id)
             outcome = Outcome(
                 status="failed",

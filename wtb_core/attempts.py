@@ -4,14 +4,19 @@ An `Assignment` is the answer to a claim; an `Outcome` is what the engine makes 
 process boundaries as JSON.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
+from wtb_core.sandbox.faults import clean
 from wtb_core.specs import Case, FailureKind, Limits, Variant, Workspace
 
 MAX_LOG_BYTES = 10 * 1024**2
 """How much of each of an attempt's output streams is kept: its beginning."""
+
+
+Text = Annotated[str, AfterValidator(clean)]
+"""Text from user code: lone surrogates, which no message could carry, become escapes."""
 
 
 class _Message(BaseModel):
@@ -60,29 +65,29 @@ class Failure(_Message):
     """Why an attempt did not succeed. The text fields are data from user code."""
 
     kind: FailureKind
-    reason: str
-    error_type: str | None = None
-    message: str | None = None
-    node: str | None = None
-    traceback: str | None = None
+    reason: Text
+    error_type: Text | None = None
+    message: Text | None = None
+    node: Text | None = None
+    traceback: Text | None = None
 
 
 class NodeRun(_Message):
     """One node's run in one superstep; times in milliseconds since the attempt's start."""
 
-    name: str
+    name: Text
     superstep: int
     start_ms: int
     end_ms: int | None = None
-    error: str | None = None
+    error: Text | None = None
 
 
 class Evaluation(_Message):
     """What the evaluators said. A metric that could not be computed is null in `scores`."""
 
-    scores: dict[str, float | None] = {}
-    comments: dict[str, str] = {}
-    errors: dict[str, str] = {}
+    scores: dict[Text, float | None] = {}
+    comments: dict[Text, Text] = {}
+    errors: dict[Text, Text] = {}
 
 
 class TrackedFiles(_Message):
@@ -140,7 +145,7 @@ class Outcome(_Message):
     start: Literal["fork", "fresh"] = "fork"
     start_reason: str | None = None
     isolation: dict[str, Any] = {}
-    usage: dict[str, dict[str, float]] = {}
+    usage: dict[Text, dict[Text, float]] = {}
 
     @model_validator(mode="after")
     def _check_failure(self) -> Self:

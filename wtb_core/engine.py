@@ -5,11 +5,14 @@ Whatever happens to the attempt becomes its outcome; only cancellation of the ca
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
 import os
 import secrets
+import signal
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -33,7 +36,7 @@ from wtb_core.sandbox import audit, leftovers
 from wtb_core.sandbox.audit import BaseGuard
 from wtb_core.sandbox.evaluating import evaluate
 from wtb_core.sandbox.ladder import Grade, Sandbox
-from wtb_core.sandbox.ownership import Owner
+from wtb_core.sandbox.ownership import MARK, Owner
 from wtb_core.sandbox.processes import Place, SandboxProcess, describe_status
 from wtb_core.sandbox.runs import Ended, NodeLog, Run
 from wtb_core.sandbox.setup import ProjectSetup
@@ -52,6 +55,9 @@ _DISK_LOOK_SHARE = 0.02
 _MIN_FREE_BYTES = 256 * 1024**2
 _MEMORY_RESERVE_BYTES = 256 * 1024**2
 """What the interpreter with the project takes, which limits.memory does not count."""
+
+_TOLD_KINDS = {"error", "interrupted", "invalid_output", "out_of_memory", "setup"}
+"""What a process may say of itself; the other kinds are found from outside."""
 
 _log = logging.getLogger(__name__)
 
@@ -118,8 +124,9 @@ class Engine:
         """Kill the execution's processes, if it runs here; its `execute` returns `cancelled`."""
         found = [key for key in self._attempts if key[0] == execution_id]
         for key in found:
-            self._reasons[key] = reason
-            self._attempts[key].cancel()
+            if key not in self._reasons:  # heartbeats ask until the end has been recorded
+                self._reasons[key] = reason
+                self._attempts[key].cancel()
         return bool(found)
 
     async def close(self) -> None:
@@ -361,7 +368,7 @@ class _Attempt:
                 if last:
                     raise
                 continue
-            if last or ended.started or ended.timed_out or ended.result is not None:
+            if last or not _was_killed_early(ended):
                 return ended
         raise AssertionError("the last turn returns or raises")
 
@@ -496,9 +503,12 @@ class _Attempt:
         if ended.result is not None:
             try:
                 found = ended.result["failure"]
-                return None if found is None else Failure(**found)
+                failure = None if found is None else Failure(**found)
             except (KeyError, TypeError, ValidationError):
                 return Failure(kind="crash", reason="the process sent a result that is none")
+            if failure is not None and failure.kind not in _TOLD_KINDS:
+                return Failure(kind="crash", reason="the process sent a result that is none")
+            return failure
         if ended.timed_out and ended.started:
             limit_s = self.assignment.limits.timeout
             reason = f"it ran longer than limits.timeout of {limit_s:g} s and was killed"
@@ -587,6 +597,13 @@ class _Attempt:
         )
 
 
+def _was_killed_early(ended: Ended) -> bool:
+    """Whether somebody else killed a process before user code began."""
+    if ended.started or ended.timed_out or ended.result is not None:
+        return False
+    return ended.exit.over is None and ended.exit.status in {None, signal.SIGKILL}
+
+
 def _read_usage(result: dict[str, Any] | None) -> dict[str, dict[str, float]]:
     """Tokens by model as the child counted them; what is no count is left out."""
     said: Any = result.get("usage") if result else None
@@ -596,7 +613,7 @@ def _read_usage(result: dict[str, Any] | None) -> dict[str, dict[str, float]]:
         str(model): {
             str(name): float(count)
             for name, count in counted.items()
-            if isinstance(count, int | float) and math.isfinite(count)
+            if isinstance(count, int | float) and abs(count) <= sys.float_info.max
         }
         for model, counted in said.items()
         if isinstance(counted, dict)
@@ -613,7 +630,8 @@ def _remove_attempt(directory: Path, *, keep_workspace: bool) -> None:
         if keep_workspace and changed.is_dir():
             workspace.rmdir()
             changed.rename(workspace)
-        for entry in directory.iterdir() if directory.is_dir() else ():
+        entries = directory.iterdir() if directory.is_dir() else ()
+        for entry in sorted(entries, key=lambda entry: entry.name == MARK):  # the mark last
             if not (keep_workspace and entry == workspace):
                 leftovers.remove_tree(entry)
         for emptied in (directory, directory.parent):
@@ -629,5 +647,7 @@ async def finish_in_thread[T](work: Callable[..., T], *arguments: Any) -> T:
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.wait([running])
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
         raise

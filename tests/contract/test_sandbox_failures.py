@@ -2,6 +2,8 @@
 
 import pytest
 
+from wtb_core.attempts import Outcome
+
 CRASHES = [
     ("exit_now_graph", "exit code 7"),
     ("exit_quietly_graph", "exit code 0"),
@@ -61,3 +63,45 @@ def test_an_output_without_an_honest_json_form_is_refused(hostile, graph, reason
     failure = hostile.run("hostile", graph, {}).failure
     assert failure.kind == "invalid_output", failure
     assert failure.reason.startswith(reason)
+
+
+POST = """
+import gc, json, socket, struct, time
+
+session = next(o for o in gc.get_objects() if isinstance(o, socket.socket) and o.fileno() > 2)
+
+def post(**header):
+    text = json.dumps({"blobs": [], **header}).encode()
+    session.sendall(struct.pack("!I", len(text)) + text)
+
+post(**started)
+post(**message)
+time.sleep(0.2)
+"""
+NODE = {"op": "node_started", "index": 1, "at_ms": 1, "name": "n", "superstep": 1}
+NODE_END = {"op": "node_ended", "index": 1, "at_ms": 1, "error": None}
+RESULT = {"op": "result", "failure": None, "usage": {}}
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ({"op": []}, "crash"),
+        ({"op": {}}, "crash"),
+        ({**NODE, "at_ms": "Infinity"}, "crash"),
+        ({**NODE, "superstep": "Infinity"}, "crash"),
+        ({**NODE, "name": "\ud800"}, None),
+        ({**NODE_END, "error": {"no": "text"}}, None),
+        ({**NODE_END, "error": "\ud800"}, None),
+        ({**RESULT, "failure": {"kind": "error", "reason": "\ud800"}}, "error"),
+        ({**RESULT, "failure": {"kind": "lost", "reason": "not its own fault"}}, "crash"),
+        ({**RESULT, "failure": {"kind": "timeout", "reason": "not so"}}, "crash"),
+        ({**RESULT, "usage": {"\ud800": {"input_tokens": 10**400}}}, "invalid_output"),
+    ],
+)
+def test_whatever_a_process_sends_its_execution_ends_and_can_be_reported(bench, message, kind):
+    bench.add_scripted()
+    given = repr(message).replace("'Infinity'", "float('inf')")
+    outcome = bench.script(f"started = {NODE}\nmessage = {given}\n{POST}")
+    assert (outcome.failure and outcome.failure.kind) == kind
+    assert Outcome.model_validate_json(outcome.model_dump_json()) == outcome

@@ -34,3 +34,15 @@ def test_a_long_log_is_cut_and_says_so(hostile):
     stdout = hostile.blobs.get(hostile.run("hostile", "chatter_graph", {}).stdout)
     assert len(stdout) < 10 * 1024**2 + 200
     assert b"[cut: the first 10485760 of 11534337 bytes are kept]" in stdout[-200:]
+
+
+def test_a_process_may_have_a_name_that_is_no_text(bench):
+    bench.add_scripted()
+    code = """
+        import ctypes, time
+        set_name = 15
+        assert ctypes.CDLL(None).prctl(set_name, b"w\\xc3", 0, 0, 0) == 0
+        time.sleep(0.7)
+        value = "alive"
+    """
+    assert bench.find_value(code) == "alive"

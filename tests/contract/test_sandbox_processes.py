@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from sandbox_bench import (
     wait_until,
 )
 
+from wtb_core.engine import finish_in_thread
 from wtb_core.sandbox.supervisor import make_place
+from wtb_core.sandbox.workspaces import Workspace
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +66,59 @@ def test_cancel_kills_the_processes_and_is_an_outcome(hostile):
     assert set(after) < set(before)
     assert outcome.status == "cancelled"
     assert not hostile.call(hostile.engine.cancel("to-cancel", "again"))
+
+
+def test_cancelling_again_and_again_does_not_hurry_what_has_begun(hostile, monkeypatch):
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    make = Workspace.make
+
+    def make_slowly(*arguments):
+        begun.set()
+        go_on.wait(10)
+        make(*arguments)
+        ended.set()
+
+    monkeypatch.setattr(Workspace, "make", make_slowly)
+    assignment = hostile.assign("hostile", "loop_graph", {}, execution_id="impatient")
+
+    async def run():
+        task = asyncio.ensure_future(hostile.engine.execute(assignment))
+        await asyncio.to_thread(begun.wait, 10)
+        for _ in range(3):
+            assert await hostile.engine.cancel("impatient", "a heartbeat says so")
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        go_on.set()
+        outcome = await task
+        return outcome.status, ended.is_set()
+
+    try:
+        assert hostile.call(run()) == ("cancelled", True)
+    finally:
+        go_on.set()
+    wait_until(lambda: not hostile.engine.attempt_directory(assignment).exists())
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_thread_is_waited_for_however_often_the_caller_is_cancelled(times):
+    go_on, ended = threading.Event(), threading.Event()
+
+    def work():
+        go_on.wait(10)
+        ended.set()
+
+    async def run():
+        task = asyncio.ensure_future(finish_in_thread(work))
+        for _ in range(times):
+            await asyncio.sleep(0.01)
+            task.cancel()
+        await asyncio.sleep(0.01)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+
+    asyncio.run(run())
 
 
 def test_cancelling_the_caller_kills_the_processes_and_raises(hostile):

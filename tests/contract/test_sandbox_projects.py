@@ -5,7 +5,7 @@ import tempfile
 import pytest
 from sandbox_bench import find_processes_of
 
-from wtb_core.sandbox.supervisor import describe
+from wtb_core.sandbox.supervisor import Supervisor, describe
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,23 @@ def test_a_project_that_dies_at_import_says_its_last_words(bench):
     assert failure.kind == "setup"
     assert "exit code 9" in failure.reason
     assert "about to die" in failure.reason
+
+
+def test_a_fresh_interpreter_whose_project_ends_it_is_not_started_again(bench, monkeypatch):
+    launches = []
+    launch = Supervisor.launch
+
+    async def count(*arguments):
+        launches.append(arguments)
+        return await launch(*arguments)
+
+    monkeypatch.setattr(Supervisor, "launch", count)
+    graphs = {"default": "./dies_at_import.py:graph"}
+    bench.add("dies_fresh", "hostile", graphs, start="fresh")
+    outcome = bench.run("dies_fresh", given={})
+    assert outcome.failure.kind == "setup"
+    assert "exit code 9" in outcome.failure.reason
+    assert len(launches) == 1
 
 
 @pytest.mark.parametrize("python", ["/nowhere/python", "/bin/true"])

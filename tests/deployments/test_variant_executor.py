@@ -80,9 +80,12 @@ class FakeEngine:
         self.output = "{}"
         self.cancelled: list[str] = []
         self.forgotten: list[str] = []
+        self.fault: Exception | None = None
 
     async def execute(self, _assignment: Assignment) -> Outcome:
         await self.release.wait()
+        if self.fault is not None:
+            raise self.fault
         if self.cancelled:
             return Outcome(status="cancelled")
         return Outcome(status="succeeded", output=self.output)
@@ -218,3 +221,15 @@ def test_a_replica_below_the_required_level_is_not_healthy_and_claims_nothing(
         assert (collector.registrations, collector.claims) == ([], [])
 
     run_with(tmp_path, scenario, "overlay")
+
+
+def test_a_fault_of_the_engine_is_reported_as_the_end_of_the_attempt(tmp_path: Path) -> None:
+    async def scenario(collector: Collector, executor: VariantExecutor, engine: FakeEngine) -> None:
+        engine.fault = TypeError("our own")
+        engine.release.set()
+        assert await executor.run("permit") is True
+        outcome = collector.finishes[0].outcome
+        assert outcome.failure is not None
+        assert (outcome.failure.kind, outcome.failure.reason) == ("setup", "TypeError: our own")
+
+    run_with(tmp_path, scenario)

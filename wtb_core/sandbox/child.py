@@ -126,7 +126,7 @@ def _limit_memory(memory_bytes: int) -> None:
     with which a process that ran out can still say so.
     """
     used = 0
-    with Path("/proc/self/status").open() as status:
+    with Path("/proc/self/status").open(errors="replace") as status:
         for line in status:
             if line.startswith("VmData:"):
                 used = int(line.split()[1]) * 1024

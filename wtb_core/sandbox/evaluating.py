@@ -29,7 +29,7 @@ async def evaluate(
 
     `views` makes one by its name.
     """
-    scores = _Scores()
+    scores = _Scores(names)
     rest = list(names)
     for turn in range(len(names)):
         if not rest:
@@ -68,7 +68,8 @@ def _explain(ended: Ended, timeout_s: float, stderr: str) -> str:
 class _Scores:
     """What has come in so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
         self.current: str | None = None
         self.done: set[str] = set()
         self.scores: dict[str, float | None] = {}
@@ -87,10 +88,12 @@ class _Scores:
     def take(self, header: dict[str, Any]) -> None:
         try:
             name = header["name"]
+            if name not in self._names or name in self.done:
+                raise WireError(f"{name!r} is no evaluator that is waited for")
             found = Evaluation(
                 scores=header["scores"], comments=header["comments"], errors=header["errors"]
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise WireError(f"a score is malformed: {error}") from error
         self.done.add(name)
         self.scores |= found.scores

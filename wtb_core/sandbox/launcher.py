@@ -89,6 +89,7 @@ def _fork_init(control: socket.socket, number: int, pids: int, sources: root.Sou
         os.unshare(os.CLONE_NEWPID)
         pid = os.fork()
     except OSError as error:  # no process or no namespace more
+        os.setns(pids, os.CLONE_NEWPID)  # a namespace without an init lets no other be made
         Channel(leash).send(explain(error))
         leash.close()
         return

@@ -18,6 +18,8 @@ from wtb_core.sandbox.supervisor import START_TIMEOUT_S, Launched
 from wtb_core.sandbox.wire import Frame
 
 MAX_NODE_RUNS = 10_000
+MAX_TEXT_CHARS = 1000
+"""How much is kept of a node's name and of its error."""
 
 _FRAMES_PER_TURN = 32
 
@@ -90,6 +92,8 @@ class Run:
                 await asyncio.sleep(0)  # receiving what is there already does not yield
             header, blobs = await self._process.session.receive()
             operation = header.get("op")
+            if not isinstance(operation, str):
+                raise WireError("a message does not say what it is about")
             if operation == "result":
                 return header, blobs[0] if blobs else b""
             if operation == "started" and self._started_at is None:
@@ -132,7 +136,7 @@ class NodeLog:
             return False
         try:
             self._record(header)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise WireError(f"a node's record is malformed: {error}") from error
         return True
 
@@ -143,15 +147,19 @@ class NodeLog:
     def _record(self, header: dict[str, Any]) -> None:
         index, at_ms = int(header["index"]), int(header["at_ms"])
         if header["op"] == "node_started":
+            name = str(header["name"])[:MAX_TEXT_CHARS]
+            run = NodeRun(name=name, superstep=int(header["superstep"]), start_ms=at_ms)
             self.count += 1
-            self._open[index] = str(header["name"])
+            if len(self._open) < MAX_NODE_RUNS:
+                self._open[index] = run.name
             if len(self.runs) < MAX_NODE_RUNS:
-                superstep = int(header["superstep"])
-                self.runs.append(
-                    NodeRun(name=str(header["name"]), superstep=superstep, start_ms=at_ms)
-                )
+                self.runs.append(run)
             return
         self._open.pop(index, None)
         if 0 <= index < len(self.runs):
-            change = {"end_ms": at_ms, "error": header["error"]}
-            self.runs[index] = self.runs[index].model_copy(update=change)
+            error = header["error"]
+            change = {
+                "end_ms": at_ms,
+                "error": None if error is None else str(error)[:MAX_TEXT_CHARS],
+            }
+            self.runs[index] = NodeRun.model_validate(dict(self.runs[index]) | change)

@@ -206,7 +206,7 @@ def _measure(file: str, *fields: str) -> int:
     """The sum of these fields over all processes of the slot, in bytes."""
     total = 0
     for process in _processes():
-        with contextlib.suppress(OSError), Path(process, file).open() as lines:
+        with contextlib.suppress(OSError), Path(process, file).open(errors="replace") as lines:
             total += sum(int(line.split()[1]) for line in lines if line.startswith(fields))
     return total * 1024
 

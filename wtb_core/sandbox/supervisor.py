@@ -6,8 +6,8 @@ started again when it has died.
 
 import asyncio
 import json
+import logging
 import os
-import shutil
 import signal
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from wtb_core.errors import LaunchLost, SetupError, WireError
 from wtb_core.redaction import Redactor
 from wtb_core.sandbox.ladder import Sandbox
+from wtb_core.sandbox.leftovers import open_log, remove_tree
 from wtb_core.sandbox.processes import (
     Layout,
     Mode,
@@ -30,6 +31,8 @@ from wtb_core.sandbox.setup import ProjectSetup
 
 START_TIMEOUT_S = 60.0
 DESCRIBE_TIMEOUT_S = 60.0
+
+_log = logging.getLogger(__name__)
 
 _LOG_LINES = 20
 _LOG_CHARS = 4000
@@ -113,7 +116,10 @@ class Supervisor:
         """Kill the nursery and all that was forked from it; remove the directory."""
         async with self._start_lock:
             await self._stop()
-            await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+            try:
+                await asyncio.to_thread(remove_tree, self.directory)
+            except OSError as error:
+                _log.warning("%s could not be removed completely: %s", self.directory, error)
 
     async def _start(self, mode: Mode) -> tuple[Nursery, str | None]:
         """A nursery that is ready, and why it must not be forked with the project, if so."""
@@ -155,7 +161,7 @@ class Supervisor:
 def read_tail(path: Path, lines: int = _LOG_LINES) -> str:
     """The last lines of a log, cut to a few kilobytes; empty when there is none."""
     try:
-        with path.open("rb") as file:
+        with open_log(path) as file:
             cut = file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_CHARS)) > 0
             text = file.read(_LOG_CHARS).decode(errors="replace")
     except FileNotFoundError:

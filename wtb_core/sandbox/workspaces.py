@@ -4,6 +4,7 @@ On an overlay, user code changes an upper directory and the base stays as it is;
 copy. What it changed is found from outside either way.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +66,8 @@ class Workspace:
         self._lower: list[Path] = []
         self._files: Mapping[str, str] = {}
         self._tracker: Tracker | None = None
-        self._commits: dict[str, Commit] = {}
+        self._commit_ids: set[str] = set()
+        self._digests: set[str] = set()
 
     def make(self, files: Mapping[str, str], below: Commit | None) -> None:
         """Make the directories: the base, on it the commit `below`, on it `files`.
@@ -118,9 +120,11 @@ class Workspace:
         """
         assert self._tracker is not None
         commit = self._tracker.track()
-        if commit.id not in self._commits:
+        if commit.id not in self._commit_ids:
             self._materials.blobs.put(encode(commit), sync=False)
-            self._commits[commit.id] = commit
+            self._commit_ids.add(commit.id)
+            entries = commit.entries.values()
+            self._digests.update(entry.blob for entry in entries if entry.blob is not None)
         return commit
 
     def sync(self) -> None:
@@ -129,11 +133,8 @@ class Workspace:
         Raises:
             OSError: when the disk does not take them.
         """
-        commits = self._commits.values()
-        entries = [entry for commit in commits for entry in commit.entries.values()]
-        digests = {entry.blob for entry in entries if entry.blob is not None}
-        self._materials.blobs.sync(digests)
-        self._materials.blobs.sync(self._commits)
+        self._materials.blobs.sync(self._digests)
+        self._materials.blobs.sync(self._commit_ids)
 
     def view(self, name: str, place: Place) -> View:
         """A view of the finished workspace in a new directory, for a process at `place`."""
@@ -178,12 +179,15 @@ class Workspace:
 
 def _count_blocks(directory: str) -> int:
     total = 0
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                total += entry.stat(follow_symlinks=False).st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    total += _count_blocks(entry.path)
-    except OSError:  # it has gone meanwhile
-        return total
+    pending = [directory]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(entry.path)
+        except OSError:  # it has gone, is not to be read, or lies too deep for a path
+            continue
     return total

@@ -5,7 +5,6 @@ Whatever happens to the attempt becomes its outcome; only cancellation of the ca
 """
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
@@ -30,6 +29,7 @@ from wtb_core.files.blobs import BlobStore
 from wtb_core.files.commits import BaseTree, Commit
 from wtb_core.files.layers import LayerCache
 from wtb_core.files.summaries import AttemptCommits
+from wtb_core.loops import finish
 from wtb_core.parameters import LOG_STREAMS
 from wtb_core.redaction import Redactor
 from wtb_core.sandbox import audit, leftovers
@@ -90,6 +90,7 @@ class Engine:
         self._dropped: set[Shared] = set()
         self._attempts: dict[tuple[str, int], asyncio.Task[Outcome]] = {}
         self._reasons: dict[tuple[str, int], str] = {}
+        self._unended: set[asyncio.Future[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._upkeep: asyncio.Task[None] | None = None
 
@@ -101,6 +102,8 @@ class Engine:
         key = (assignment.execution_id, assignment.attempt)
         started_at = self.clock()
         attempt = _Attempt(self, assignment)
+        ended = asyncio.get_running_loop().create_future()
+        self._unended.add(ended)
         task = asyncio.create_task(attempt.run())
         self._attempts[key] = task
         outcome: Outcome | None = None
@@ -119,6 +122,8 @@ class Engine:
             del self._attempts[key]
             self._reasons.pop(key, None)
             self._tidy(assignment, outcome)
+            self._unended.remove(ended)
+            ended.set_result(None)
 
     async def cancel(self, execution_id: str, reason: str) -> bool:
         """Kill the execution's processes, if it runs here; its `execute` returns `cancelled`."""
@@ -137,12 +142,13 @@ class Engine:
         running = list(self._attempts.values())
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        if self._unended:
+            await asyncio.wait(self._unended)
         supervisors = [shared.supervisor for shared in self._supervisors.values()]
         self._supervisors.clear()
         await asyncio.gather(*(supervisor.close() for supervisor in supervisors))
         while self._background:
-            await asyncio.gather(*self._background)
+            await asyncio.wait(self._background)
         self.owner.close()
 
     async def forget(self, assignment: Assignment) -> None:
@@ -181,9 +187,13 @@ class Engine:
             return
         self._dropped.add(shared)
         version = shared.supervisor.setup.version
-        await self._discard_base(version)  # first, or the next supervisor begins with it
-        for key in [key for key, other in self._supervisors.items() if other is shared]:
-            del self._supervisors[key]
+        try:
+            await self._discard_base(version)  # first, or the next supervisor begins with it
+        except OSError as error:
+            _log.exception("the base of %s cannot be made again: %s", version, error)
+        finally:
+            for key in [key for key, other in self._supervisors.items() if other is shared]:
+                del self._supervisors[key]
 
     def release(self, shared: "Shared") -> None:
         """An attempt that `find_supervisor` gave it to has ended."""
@@ -338,7 +348,7 @@ class _Attempt:
             await self.engine.drop(shared)
 
     def _make_directories(self, workspace: Workspace, below: Commit | None) -> None:
-        leftovers.take_away(self.directory)  # of the same attempt, begun by a process that died
+        self.engine.owner.remove(self.directory)  # of the same attempt, whose process died
         self.engine.owner.make(self.directory)
         for name in ("home", "tmp"):
             (self.directory / name).mkdir()
@@ -580,6 +590,7 @@ class _Attempt:
             assignment.evaluators,
             limit_s,
             lambda name: workspace.view(name, place),
+            lambda process: self._watch_disk(workspace, process),
         )
 
     def _outcome(
@@ -643,11 +654,4 @@ def _remove_attempt(directory: Path, *, keep_workspace: bool) -> None:
 
 async def finish_in_thread[T](work: Callable[..., T], *arguments: Any) -> T:
     """`work` in a thread, to its end even when the caller is cancelled: it cannot be stopped."""
-    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        while not running.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([running])
-        raise
+    return await finish(asyncio.to_thread(work, *arguments))

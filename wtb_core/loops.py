@@ -1,12 +1,30 @@
-"""An event loop in a thread, for callers that have no loop of their own or must not wait in it."""
+"""Work that goes on to its end, and an event loop in a thread for callers that have none."""
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterator
 from typing import Any
 
 CANCEL_TIMEOUT_S = 5.0
+LAST_STEPS_S = 1.0
 _END = object()
+
+
+async def finish[Result](work: Awaitable[Result]) -> Result:
+    """What `work` gives; it goes on to its end however often the caller is cancelled.
+
+    Raises:
+        asyncio.CancelledError: after that, when the caller was cancelled.
+    """
+    running = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        raise
 
 
 class LoopThread:
@@ -52,11 +70,19 @@ class LoopThread:
         """End the thread; closing twice does no harm."""
         if self.closed:
             return
+        self.run(_await_others(LAST_STEPS_S))
         self.run(self._loop.shutdown_asyncgens())
         self.run(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _await_others(timeout_s: float) -> None:
+    """Let steps that are being taken end: a generator in the middle of one cannot be closed."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=timeout_s)
 
 
 async def _announce_end[Result](

@@ -52,9 +52,9 @@ def test_a_spec_gives_its_first_variant_and_case():
     report = check_project(PROJECTS / "trivial", spec=spec)
 
     assert not report.ok
-    assert report.case.place == "graph.py:28"
+    assert report.case.place == "graph.py:27"
     assert report.problems == [
-        "the case 'one' failed (graph.py:28): error in the node 'second': ValueError: no luck with 2"
+        "the case 'one' failed (graph.py:27): error in the node 'second': ValueError: no luck with 2"
     ]
     assert "not ok" in render(report)
 

@@ -80,6 +80,7 @@ def names(events, execution_id):
         event["type"].removeprefix("ray_variant_execution_")
         for event in events
         if event["payload"].get("execution_id") == execution_id
+        and event["type"].startswith("ray_variant_execution_")
     ]
 
 

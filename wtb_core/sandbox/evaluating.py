@@ -5,13 +5,13 @@ their scores, it gets null and a message, and the rest run in another process.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 from wtb_core.attempts import Evaluation
 from wtb_core.errors import SetupError, WireError
-from wtb_core.sandbox.processes import describe_status
+from wtb_core.sandbox.processes import SandboxProcess, describe_status
 from wtb_core.sandbox.runs import Ended, Run
 from wtb_core.sandbox.supervisor import Supervisor, read_tail
 from wtb_core.sandbox.wire import Frame
@@ -24,10 +24,11 @@ async def evaluate(
     names: list[str],
     timeout_s: float,
     views: Callable[[str], View],
+    watch: Callable[[SandboxProcess], Coroutine[Any, Any, None]],
 ) -> Evaluation:
     """The scores of the evaluators `names`, each process with a view of the workspace of its own.
 
-    `views` makes one by its name.
+    `views` makes one by its name, `watch` ends the process when it does what it must not.
     """
     scores = _Scores(names)
     rest = list(names)
@@ -39,7 +40,11 @@ async def evaluate(
             view = await asyncio.to_thread(views, f"evaluation-{turn}")
             launched = await supervisor.launch(view.place, {**job, "evaluators": rest})
             handler = _Handler(scores, view)
-            ended = await Run(launched, handler.handle, timeout_s).follow("evaluate")
+            watching = asyncio.create_task(watch(launched.process))
+            try:
+                ended = await Run(launched, handler.handle, timeout_s).follow("evaluate")
+            finally:
+                watching.cancel()
         except (SetupError, OSError) as error:
             for name in rest:
                 scores.fail(name, str(error))

@@ -61,20 +61,6 @@ def _empty(directory: int, top: int) -> list[str]:
     return moved
 
 
-def take_away(directory: Path) -> bool:
-    """Remove a directory that another process may be removing too; whether it was there.
-
-    It is renamed first, so that only one removes it and its name is free at once.
-    """
-    aside = directory.with_name(f"{directory.name}.gone-{secrets.token_hex(4)}")
-    try:
-        directory.rename(aside)
-    except FileNotFoundError:
-        return False
-    remove_tree(aside)
-    return True
-
-
 class Head(NamedTuple):
     """The beginning of a log, and whether there was more."""
 

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from wtb_core.sandbox.leftovers import take_away
+from wtb_core.sandbox.leftovers import remove_tree
 
 MARK = "owner"
 
@@ -25,12 +25,27 @@ class Owner:
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self._root = root
+        self._gone = root.parent / "gone"
+        self._gone.mkdir(exist_ok=True)
         self._lock, self.name = _lock_new_file(root)
 
     def make(self, directory: Path) -> None:
         """Make a new directory that is this process's until its end."""
         directory.mkdir(parents=True)
         (directory / MARK).write_text(self.name, encoding="ascii")
+
+    def remove(self, directory: Path) -> bool:
+        """Remove a directory that another process may be removing too; whether it was there.
+
+        It is moved away first, so that only one removes it and its name is free at once.
+        """
+        aside = self._gone / f"{self.name}.{secrets.token_hex(4)}"
+        try:
+            directory.rename(aside)
+        except FileNotFoundError:
+            return False
+        remove_tree(aside)
+        return True
 
     def sweep(self, directories: Iterable[Path]) -> int:
         """Remove the directories whose owners are dead; how many there were."""
@@ -43,12 +58,15 @@ class Owner:
             if name == self.name or not self._is_dead(name):
                 continue
             try:
-                found += take_away(directory)
+                found += self.remove(directory)
             except OSError as error:
                 _log.warning("%s could not be removed: %s", directory, error)
                 continue
             with contextlib.suppress(OSError):  # the executions' directories hold attempts' ones
                 directory.parent.rmdir()
+        for directory in self._gone.iterdir():  # moved away by one that was killed then
+            if self._is_dead(directory.name.partition(".")[0]):
+                found += self.remove(directory)
         for file in self._root.iterdir():
             if file.name != self.name:
                 self._is_dead(file.name, is_removed=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from wtb_core.errors import LaunchLost, SetupError, WireError
+from wtb_core.loops import finish
 from wtb_core.sandbox import boot
 from wtb_core.sandbox.confinement import Bounds
 from wtb_core.sandbox.root import Plan
@@ -131,12 +132,8 @@ class SandboxProcess:
 
     async def close(self) -> None:
         """Kill what is left and free the sockets; not interrupted by cancellation."""
-        closing = asyncio.ensure_future(self.kill())
         try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await closing
-            raise
+            await finish(self.kill())
         finally:
             for channel in {self.session, self._leash, self._report}:
                 channel.close()
@@ -219,12 +216,8 @@ class Nursery:
 
     async def close(self) -> None:
         """Kill what is left and free the sockets; not interrupted by cancellation."""
-        closing = asyncio.ensure_future(self.kill())
         try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await closing
-            raise
+            await finish(self.kill())
         finally:
             for channel in (self.session, self._control, self._leash):
                 if channel is not None:

@@ -137,10 +137,15 @@ class Workspace:
         self._materials.blobs.sync(self._commit_ids)
 
     def view(self, name: str, place: Place) -> View:
-        """A view of the finished workspace in a new directory, for a process at `place`."""
+        """A view of the finished workspace in a new directory, for a process at `place`.
+
+        HOME and TMPDIR are new as well: what the graph left there must not influence its score.
+        """
         directory = self._directory / name
         seen = directory / "workspace"
-        seen.mkdir(parents=True)
+        place = place._replace(home=directory / "home", tmp=directory / "tmp")
+        for path in (seen, place.home, place.tmp):
+            path.mkdir(parents=True)
         if not self._lower:
             reflink = self._grade.workspace == "B"
             return View(place._replace(workspace=seen), self._path, reflink)
@@ -151,10 +156,8 @@ class Workspace:
         return View(place._replace(workspace=seen, overlay=overlay), None, reflink=False)
 
     def count_bytes(self) -> int:
-        """What the attempt has on disk: its changed files, its home and its temporary files."""
-        changed = self._directory / ("upper" if self._lower else "workspace")
-        places = (changed, self._directory / "home", self._directory / "tmp")
-        return sum(_count_blocks(str(path)) for path in places)
+        """What the attempt has on disk: output, what it wrote, and its copy if it is no overlay."""
+        return _count_blocks(str(self._directory))
 
     def _find_source(self) -> Path:
         if self._materials.source is not None:

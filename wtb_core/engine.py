@@ -181,15 +181,19 @@ class Engine:
         self.start_background(self._supervisors.pop(key).supervisor.close())
 
     async def _keep_up(self) -> None:
-        """Remove what processes that were killed left, and end what has long been idle."""
+        """Remove what processes that were killed left, and what has long been idle."""
         while True:
-            await finish_in_thread(self._sweep)
+            try:
+                await finish_in_thread(self._sweep)
+            except OSError:
+                _log.exception("what is no longer used cannot be removed")
             await asyncio.sleep(_UPKEEP_S)
             for key, shared in list(self._supervisors.items()):
                 if not shared.users and self.clock() - shared.used_at > ZYGOTE_IDLE_S:
                     self._retire(key)
 
     def _sweep(self) -> None:
+        self.layers.trim()
         swept = self.owner.sweep([*self.runs.glob("*/*"), *self._zygotes.glob("*")])
         if swept:
             _log.info("%d directories of processes that were killed are removed", swept)
@@ -238,6 +242,7 @@ class _Attempt:
         self.redactor = Redactor({})
         self.output: str | None = None  # without secrets; the evaluators get it as it was
         self.workspace: Workspace | None = None
+        self._workspaces: list[Workspace] = []  # of all launches
         self.commits = AttemptCommits()
         self.isolation: dict[str, Any] = {}
         self.is_over_disk = False
@@ -287,6 +292,8 @@ class _Attempt:
             await self._look_at_base(shared, grade)
             return outcome.model_copy(update={"isolation": self.isolation})
         finally:
+            for workspace in self._workspaces:
+                workspace.close()
             shared.users -= 1
             shared.used_at = self.engine.clock()
 
@@ -336,6 +343,7 @@ class _Attempt:
         """
         for last in (False, False, True):
             workspace = Workspace(materials, grade, self.directory)
+            self._workspaces.append(workspace)
             await finish_in_thread(self._make_directories, workspace, below)
             self.workspace, self.commits = workspace, AttemptCommits()
             try:

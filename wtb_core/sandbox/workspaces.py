@@ -13,7 +13,7 @@ from wtb_core.errors import NotFound, SetupError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.files.commits import BaseTree, Commit, encode
 from wtb_core.files.copying import copy_tree
-from wtb_core.files.layers import LayerCache, restore
+from wtb_core.files.layers import HeldLayer, LayerCache, restore
 from wtb_core.files.tracking import OverlayTracker, Tracker, TreeTracker
 from wtb_core.sandbox.ladder import Grade
 from wtb_core.sandbox.processes import Place
@@ -63,6 +63,7 @@ class Workspace:
         self._directory = directory
         self._path = directory / "workspace"
         self._lower: list[Path] = []
+        self._layer: HeldLayer | None = None
         self._files: Mapping[str, str] = {}
         self._tracker: Tracker | None = None
         self._commits: dict[str, Commit] = {}
@@ -80,7 +81,8 @@ class Workspace:
                 (self._directory / name).mkdir()
             self._lower = [self._find_source()]
             if below is not None and (below.entries or below.deleted):
-                self._lower.insert(0, self._make_layer(below))
+                self._layer = self._hold_layer(below)
+                self._lower.insert(0, self._layer.path)
             self._files = files
             upper = self._directory / "upper"
             self._tracker = OverlayTracker(materials.blobs, materials.base, upper, below)
@@ -149,6 +151,12 @@ class Workspace:
         overlay = self._overlay(lower, directory)
         return View(place._replace(workspace=seen, overlay=overlay), None, reflink=False)
 
+    def close(self) -> None:
+        """Give free what it was made of, once nothing has it mounted."""
+        if self._layer is not None:
+            self._layer.close()
+            self._layer = None
+
     def count_bytes(self) -> int:
         """What the attempt has on disk: its changed files, its home and its temporary files."""
         changed = self._directory / ("upper" if self._lower else "workspace")
@@ -162,9 +170,9 @@ class Workspace:
         empty.mkdir()
         return empty
 
-    def _make_layer(self, commit: Commit) -> Path:
+    def _hold_layer(self, commit: Commit) -> HeldLayer:
         try:
-            return self._materials.layers.layer(commit, self._materials.base)
+            return self._materials.layers.hold(commit, self._materials.base)
         except (OSError, NotFound) as error:
             raise SetupError("workspace", f"a commit cannot be restored: {error}") from error
 

@@ -131,8 +131,9 @@ class Engine:
         supervisors = [shared.supervisor for shared in self._supervisors.values()]
         self._supervisors.clear()
         await asyncio.gather(*(supervisor.close() for supervisor in supervisors))
-        while self._background:
-            await asyncio.gather(*self._background)
+        while background := list(self._background):
+            await asyncio.gather(*background)  # which lets nothing else run when all are done
+            self._background.difference_update(background)
         self.owner.close()
 
     async def forget(self, assignment: Assignment) -> None:

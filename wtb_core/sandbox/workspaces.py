@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from wtb_core.errors import NotFound, SetupError
+from wtb_core.errors import NotFound, SetupError, TrackingError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.files.commits import BaseTree, Commit, encode
 from wtb_core.files.copying import copy_tree
@@ -121,7 +121,11 @@ class Workspace:
         assert self._tracker is not None
         commit = self._tracker.track()
         if commit.id not in self._commits:
-            self._materials.blobs.put(encode(commit), sync=False)
+            try:
+                self._materials.blobs.put(encode(commit), sync=False)
+            except OSError as error:
+                message = f"the blob store cannot take the commit: {error.strerror}"
+                raise TrackingError([], message) from error
             self._commits[commit.id] = commit
         return commit
 
@@ -130,6 +134,7 @@ class Workspace:
 
         Raises:
             OSError: when the disk does not take them.
+            NotFound: when something of them is gone.
         """
         commits = self._commits.values()
         entries = [entry for commit in commits for entry in commit.entries.values()]

@@ -129,13 +129,19 @@ class VariantExecutor:
             logger.warning("%s/%d: %s", assignment.execution_id, assignment.attempt, answer)
 
     def _make_finish(self, assignment: Assignment, outcome: Outcome) -> Finish:
-        """The report of an end; a large output is a blob before the report names it."""
+        """The report of an end; a large output is a blob before the report names it.
+
+        While no blob can be stored, the output is in the report whatever its size.
+        """
         output = outcome.output
         size = None if output is None else len(output.encode())
         blob = None
         if output is not None and size is not None and size > INLINE_OUTPUT_BYTES:
-            blob = self._blobs.put(output.encode())
-            outcome = outcome.model_copy(update={"output": None})
+            try:
+                blob = self._blobs.put(output.encode())
+                outcome = outcome.model_copy(update={"output": None})
+            except OSError:
+                logger.exception("the output of %s is no blob", assignment.execution_id)
         return Finish(
             event_id=new_event_id(),
             execution_id=assignment.execution_id,

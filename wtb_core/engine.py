@@ -23,7 +23,14 @@ from pydantic import ValidationError
 from wtb_core import history
 from wtb_core.attempts import MAX_LOG_BYTES, Assignment, Evaluation, Failure, Outcome
 from wtb_core.checkpoint_store import CheckpointSession, CheckpointStore, Scope
-from wtb_core.errors import FenceError, LaunchLost, TrackingError, WtbError
+from wtb_core.errors import (
+    FenceError,
+    LaunchLost,
+    NotFound,
+    TrackingError,
+    Unavailable,
+    WtbError,
+)
 from wtb_core.files import commits
 from wtb_core.files.blobs import BlobStore
 from wtb_core.files.commits import BaseTree, Commit
@@ -147,8 +154,9 @@ class Engine:
         supervisors = [shared.supervisor for shared in self._supervisors.values()]
         self._supervisors.clear()
         await asyncio.gather(*(supervisor.close() for supervisor in supervisors))
-        while self._background:
-            await asyncio.wait(self._background)
+        while background := list(self._background):
+            await asyncio.wait(background)  # which lets nothing else run when all are done
+            self._background.difference_update(background)
         self.owner.close()
 
     async def forget(self, assignment: Assignment) -> None:
@@ -217,15 +225,19 @@ class Engine:
         self.start_background(self._supervisors.pop(key).supervisor.close())
 
     async def _keep_up(self) -> None:
-        """Remove what processes that were killed left, and end what has long been idle."""
+        """Remove what processes that were killed left, and what has long been idle."""
         while True:
-            await finish_in_thread(self._sweep)
+            try:
+                await finish_in_thread(self._sweep)
+            except OSError:
+                _log.exception("what is no longer used cannot be removed")
             await asyncio.sleep(_UPKEEP_S)
             for key, shared in list(self._supervisors.items()):
                 if not shared.users and self.clock() - shared.used_at > ZYGOTE_IDLE_S:
                     self._retire(key)
 
     def _sweep(self) -> None:
+        self.layers.trim()
         swept = self.owner.sweep([*self.runs.glob("*/*"), *self._zygotes.glob("*")])
         if swept:
             _log.info("%d directories of processes that were killed are removed", swept)
@@ -274,6 +286,7 @@ class _Attempt:
         self.redactor = Redactor({})
         self.output: str | None = None  # without secrets; the evaluators get it as it was
         self.workspace: Workspace | None = None
+        self._workspaces: list[Workspace] = []  # of all launches
         self.commits = AttemptCommits()
         self.isolation: dict[str, Any] = {}
         self.is_over_disk = False
@@ -285,7 +298,7 @@ class _Attempt:
             return self.redactor.outcome(outcome).model_copy(update={"output": self.output})
         except FenceError as error:
             failure = Failure(kind="lost", reason=str(error))
-        except WtbError as error:
+        except (WtbError, OSError) as error:
             failure = Failure(kind="setup", reason=str(error))
         duration_ms = round((self.engine.clock() - started_at) * 1000)
         outcome = self._outcome("failed", failure=failure, duration_ms=duration_ms)
@@ -295,8 +308,7 @@ class _Attempt:
         """The outcome of an attempt that was cancelled; what it did until then is kept."""
         kept: dict[str, Any] = {}
         try:
-            if self.checkpoints is not None:
-                await self.checkpoints.settle()
+            await self._settle()
             kept = await self._keep()
         except WtbError as error:
             _log.warning("%s: nothing is kept: %s", self.assignment.execution_id, error)
@@ -323,6 +335,8 @@ class _Attempt:
             await self._look_at_base(shared, grade)
             return outcome.model_copy(update={"isolation": self.isolation})
         finally:
+            for workspace in self._workspaces:
+                workspace.close()
             self.engine.release(shared)
 
     async def _import_origin(self, scope: Scope) -> Commit | None:
@@ -370,6 +384,7 @@ class _Attempt:
         """
         for last in (False, False, True):
             workspace = Workspace(materials, grade, self.directory)
+            self._workspaces.append(workspace)
             await finish_in_thread(self._make_directories, workspace, below)
             self.workspace, self.commits = workspace, AttemptCommits()
             try:
@@ -462,8 +477,7 @@ class _Attempt:
         return await self.checkpoints.handle(header, blobs)
 
     async def _conclude(self, ended: Ended) -> Outcome:
-        if self.checkpoints is not None:
-            await self.checkpoints.settle()
+        await self._settle()
         failure = self._find_failure(ended)
         output = None
         if failure is None:
@@ -479,27 +493,56 @@ class _Attempt:
             usage=_read_usage(ended.result),
         )
 
-    async def _keep(self) -> dict[str, Any]:
-        """What is stored of an attempt whose processes are dead: logs, files, history."""
-        logs = await finish_in_thread(self._store_logs)
-        if self.workspace is None or self.checkpoints is None:
-            return logs
-        await self._track(None)
-        scope = Scope(self.assignment.execution_id, self.assignment.attempt)
-        past = await self.engine.checkpoints.export(scope)
-        try:
-            kept = await finish_in_thread(self._store_history, self.workspace, past)
-        except OSError as error:
-            message = f"the commits cannot be made durable: {error.strerror}"
-            self.commits.fail(None, TrackingError([], message))
-            kept = {}
-        return {**logs, **kept, "tracking_failures": self.commits.failures}
+    async def _settle(self) -> None:
+        """Wait for what the saver has posted.
 
-    def _store_history(self, workspace: Workspace, past: history.History) -> dict[str, Any]:
+        Raises:
+            FenceError: when a newer attempt has taken over.
+        """
+        try:
+            if self.checkpoints is not None:
+                await self.checkpoints.settle()
+        except Unavailable as error:
+            self._fail_to_keep("the last writes", error)
+
+    async def _keep(self) -> dict[str, Any]:
+        """What is stored of an attempt whose processes are dead: logs, files, history.
+
+        What cannot be stored is missing, and the result stands.
+        """
+        kept: dict[str, Any] = {}
+        try:
+            kept |= await finish_in_thread(self._store_logs)
+        except OSError as error:
+            _log.error("%s: its logs cannot be stored: %s", self.assignment.execution_id, error)
+        if self.workspace is None or self.checkpoints is None:
+            return kept
+        await self._track(None)
+        try:
+            kept |= await finish_in_thread(self._store_files, self.workspace)
+            kept |= await self._store_history()
+        except (OSError, NotFound, Unavailable) as error:
+            what = "the history" if "files" in kept else "the commits"
+            self._fail_to_keep(what, error)
+        return {**kept, "tracking_failures": self.commits.failures}
+
+    def _fail_to_keep(self, what: str, error: Exception) -> None:
+        reason = error.what if isinstance(error, Unavailable) else str(error)
+        if isinstance(error, OSError):
+            reason = error.strerror  # the path is the service's own
+        self.commits.fail(None, TrackingError([], f"{what} cannot be stored: {reason}"))
+
+    def _store_files(self, workspace: Workspace) -> dict[str, Any]:
         workspace.sync()
         files = self.commits.summarise(self.engine.blobs, workspace.base)
-        digest = self.engine.blobs.put(history.encode(past))
-        return {"history": digest, "start_commit_id": self.commits.start_id, "files": files}
+        return {"start_commit_id": self.commits.start_id, "files": files}
+
+    async def _store_history(self) -> dict[str, Any]:
+        """Store the checkpoints; their commits are durable by then."""
+        scope = Scope(self.assignment.execution_id, self.assignment.attempt)
+        past = await self.engine.checkpoints.export(scope)
+        blobs = self.engine.blobs
+        return {"history": await finish_in_thread(lambda: blobs.put(history.encode(past)))}
 
     def _find_failure(self, ended: Ended) -> Failure | None:
         node = self.nodes.find_running()

@@ -232,8 +232,9 @@ def test_an_overlay_has_the_same_commit_as_a_copy_and_is_made_again(bench, batch
             assert tracker.track() is commit
         check_contents(bench, commit, tree)
 
-        layer = bench.layers.layer(commit, bench.base)
-        fork = Overlay(bench.place / "fork", [layer, bench.directory])
+        layer = bench.layers.hold(commit, bench.base)
+        stack.callback(layer.close)
+        fork = Overlay(bench.place / "fork", [layer.path, bench.directory])
         stack.callback(fork.close)
         assert fork.look() == tree
         tracker = OverlayTracker(bench.blobs, bench.base, fork.upper, commit)

@@ -1,6 +1,8 @@
 """A replica against a fake collector and a fake engine."""
 
 import asyncio
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from wtb_core.attempts import Assignment, Outcome
 from wtb_core.data import DataDir
 from wtb_core.errors import SetupError, Unavailable
 from wtb_core.events import ActorInitialized
+from wtb_core.files.blobs import BlobStore
 from wtb_core.sandbox.ladder import Grade, Isolation
 from wtb_core.sandbox.processes import Confinement
 from wtb_core.specs import Limits, Variant, Workspace
@@ -185,6 +188,24 @@ def test_a_large_output_is_a_blob_before_the_report_names_it(tmp_path: Path) -> 
         assert finish.outcome.output is None
         assert finish.output_bytes == 20_002
         assert executor._blobs.get(finish.output_blob or "").decode() == engine.output
+
+    run_with(tmp_path, scenario)
+
+
+def test_a_large_output_that_is_no_blob_is_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def scenario(collector: Collector, executor: VariantExecutor, engine: FakeEngine) -> None:
+        engine.output = '"' + "x" * 20_000 + '"'
+        engine.release.set()
+        monkeypatch.setattr(BlobStore, "put", refuse)
+        await executor.run("permit")
+        finish = collector.finishes[0]
+        assert (finish.outcome.output, finish.output_blob) == (engine.output, None)
+        assert finish.output_bytes == 20_002
 
     run_with(tmp_path, scenario)
 

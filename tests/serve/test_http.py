@@ -1,7 +1,11 @@
 """The HTTP contract of a real application."""
 
+import asyncio
+
 import httpx
 import pytest
+
+from wtb_core.sandbox.ladder import Sandbox
 
 http = httpx.Client(timeout=60)
 
@@ -243,11 +247,12 @@ def test_one_project_is_asked_for_by_name(service) -> None:
     assert http.get(f"{service.url}/v1/projects/nosuch").status_code == 404
 
 
-def test_projects_pool_and_health_answer(service) -> None:
+def test_projects_pool_and_health_answer(service, tmp_path) -> None:
     projects = http.get(f"{service.url}/v1/projects").json()["items"]
     assert {"failing", "code_repair"} <= {project["name"] for project in projects}
     pool = http.get(f"{service.url}/v1/pool").json()
-    assert pool["replicas"][0]["isolation"]["workspace"] == "C"
+    grade = asyncio.run(Sandbox(tmp_path).find_grade())
+    assert pool["replicas"][0]["isolation"] == grade.describe()
     assert pool["limits"]["max_queued"] == 16
     assert http.get(f"{service.url}/healthz").json() == {"status": "ok"}
 

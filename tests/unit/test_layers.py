@@ -1,9 +1,13 @@
 # The plain calls of the kernel, which pathlib would normalise.
 # ruff: noqa: PTH115, PTH208
 
+import fcntl
 import os
+import signal
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -72,7 +76,7 @@ def test_a_layer_has_the_entries_whiteouts_and_the_parents_they_need(cache, base
     )
     before = os.umask(0o077)
     try:
-        layer = cache.layer(item, base)
+        layer = cache.hold(item, base).path
     finally:
         os.umask(before)
 
@@ -95,8 +99,8 @@ def test_files_of_the_common_modes_are_links_and_no_two_paths_are_one_file(cache
     plain, run = make_file(blobs), make_file(blobs, mode=0o755)
     item = commit({"one": plain, "two": plain, "tool": run, "odd": make_file(blobs, mode=0o600)})
 
-    first = cache.layer(item, base)
-    second = cache.layer(commit({"tool": run}), base)
+    first = cache.hold(item, base).path
+    second = cache.hold(commit({"tool": run}), base).path
 
     blob = blobs.path(plain.blob).stat()
     inodes = [(first / name).stat().st_ino for name in ("one", "two", "tool", "odd")]
@@ -111,15 +115,15 @@ def test_files_of_the_common_modes_are_links_and_no_two_paths_are_one_file(cache
 def test_an_executable_of_its_own_is_linked_from_the_nodes_pool(cache, base, blobs):
     item = make_file(blobs, b"#!", 0o755)
 
-    one = cache.layer(commit({"a": item}), base)
-    other = cache.layer(commit({"b": item}), base)
+    one = cache.hold(commit({"a": item}), base).path
+    other = cache.hold(commit({"b": item}), base).path
 
     assert (one / "a").stat().st_ino == (other / "b").stat().st_ino
     assert (one / "a").stat().st_ino != blobs.path(item.blob).stat().st_ino
 
 
 def test_a_blob_that_is_not_durable_yet_is_in_a_layer_with_the_right_mode(cache, base, blobs):
-    layer = cache.layer(commit({"a": make_file(blobs, b"quick", sync=False)}), base)
+    layer = cache.hold(commit({"a": make_file(blobs, b"quick", sync=False)}), base).path
 
     assert (layer / "a").read_bytes() == b"quick"
     assert get_mode(layer / "a") == 0o644
@@ -128,11 +132,11 @@ def test_a_blob_that_is_not_durable_yet_is_in_a_layer_with_the_right_mode(cache,
 def test_a_layer_is_made_once(cache, base, blobs, tmp_path):
     item = commit({"a": make_file(blobs)})
 
-    layer = cache.layer(item, base)
+    layer = cache.hold(item, base).path
     inode = layer.stat().st_ino
 
-    assert cache.layer(item, base) == layer
-    assert LayerCache(tmp_path / "cache", blobs).layer(item, base).stat().st_ino == inode
+    assert cache.hold(item, base).path == layer
+    assert LayerCache(tmp_path / "cache", blobs).hold(item, base).path.stat().st_ino == inode
     assert find_layers(cache) == [item.id]
 
 
@@ -140,7 +144,7 @@ def test_many_makers_of_one_layer_leave_one(base, blobs, tmp_path):
     item = commit({f"f{number}": make_file(blobs, b"%d" % number) for number in range(50)})
     caches = [LayerCache(tmp_path / "cache", blobs) for _ in range(8)]
     with ThreadPoolExecutor(8) as threads:
-        made = set(threads.map(lambda cache: cache.layer(item, base), caches))
+        made = set(threads.map(lambda cache: cache.hold(item, base).path, caches))
 
     assert len(made) == 1
     assert find_layers(caches[0]) == [item.id]
@@ -148,7 +152,7 @@ def test_many_makers_of_one_layer_leave_one(base, blobs, tmp_path):
 
 
 def test_layers_of_an_earlier_boot_are_gone(cache, base, blobs, tmp_path, monkeypatch):
-    layer = cache.layer(commit({"d": FileEntry("directory", 0)}), base)
+    layer = cache.hold(commit({"d": FileEntry("directory", 0)}), base).path
     (tmp_path / "boot_id").write_text("another\n")
     monkeypatch.setattr(module, "_BOOT_ID", tmp_path / "boot_id")
 
@@ -164,9 +168,9 @@ def test_a_blob_that_is_gone_or_damaged_leaves_no_layer(cache, base, blobs, mode
     damaged = commit({"a": make_file(blobs, b"long", mode)._replace(size=9)})
 
     with pytest.raises(NotFound):
-        cache.layer(gone, base)
+        cache.hold(gone, base)
     with pytest.raises(OSError, match="not as long as it was"):
-        cache.layer(damaged, base)
+        cache.hold(damaged, base)
     assert find_layers(cache) == []
 
 
@@ -177,7 +181,7 @@ def test_where_no_whiteout_can_be_made_the_error_says_so(cache, base, monkeypatc
     monkeypatch.setattr(module.os, "mknod", refuse)
 
     with pytest.raises(OSError, match="no whiteout can be made here: not permitted"):
-        cache.layer(commit(deleted=["note"]), base)
+        cache.hold(commit(deleted=["note"]), base)
     assert find_layers(cache) == []
 
 
@@ -187,7 +191,7 @@ def test_where_nothing_can_be_linked_files_are_copied(cache, base, blobs, monkey
 
     monkeypatch.setattr(module.os, "link", refuse)
     item = make_file(blobs)
-    layer = cache.layer(commit({"a": item}), base)
+    layer = cache.hold(commit({"a": item}), base).path
 
     assert (layer / "a").read_bytes() == b"new"
     assert (layer / "a").stat().st_ino != blobs.path(item.blob).stat().st_ino
@@ -203,7 +207,7 @@ def test_a_commit_of_another_base_writes_through_no_link(cache, base, manifest, 
     with pytest.raises(NotADirectoryError):
         restore(item, base, blobs, tmp_path / "copy", reflink=False)
     with pytest.raises(NotADirectoryError):
-        cache.layer(item, base)
+        cache.hold(item, base)
     assert os.listdir(outside) == []
 
 
@@ -233,3 +237,108 @@ def test_a_copy_whose_blob_is_gone_is_refused(base, manifest, blobs, tmp_path):
 
     with pytest.raises(NotFound):
         restore(item, base, blobs, tmp_path / "copy", reflink=False)
+
+
+def age(layer):
+    long_ago = time.time() - module.UNUSED_S - 10
+    os.utime(layer, (long_ago, long_ago))
+
+
+def test_a_layer_is_removed_once_nobody_has_used_it_for_long(cache, base, blobs, tmp_path):
+    item = commit({"a": make_file(blobs, b"#!", 0o755), "d": FileEntry("directory", 0)}, ["note"])
+    held, other = cache.hold(item, base), LayerCache(tmp_path / "cache", blobs)
+    held.close()
+    assert other.trim() == 0
+
+    again = other.hold(item, base)
+    age(held.path)
+    assert cache.trim() == 0
+    again.close()
+    assert cache.trim() == 0
+    assert find_layers(cache) == [item.id]
+
+    age(held.path)
+    assert cache.trim() == 1
+    assert find_layers(cache) == []
+    assert blobs.get(item.entries["a"].blob) == b"#!"
+    assert cache.hold(item, base).path == held.path
+
+
+def test_a_layer_of_a_process_that_was_killed_is_nobodys(cache, base, blobs):
+    item = commit({"a": make_file(blobs)})
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        cache.hold(item, base)
+        os.write(told, b"x")
+        signal.pause()
+    os.read(ready, 1)
+    layer = cache._layers / item.id
+    age(layer)
+    held = cache.trim()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(ready)
+    os.close(told)
+
+    assert (held, cache.trim(), layer.exists()) == (0, 1, False)
+
+
+def test_what_a_killed_maker_left_is_removed(cache, base, blobs, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*_args):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(module.os, "link", die)
+        cache.hold(commit({"a": make_file(blobs)}), base)
+    (left,) = find_layers(cache)
+    assert cache.trim() == 0
+    age(cache._layers / left)
+    assert cache.trim() == 1
+    assert find_layers(cache) == []
+
+
+def test_copies_in_the_pool_go_with_the_last_layer_that_uses_them(cache, base, blobs):
+    held = cache.hold(commit({"a": make_file(blobs, b"#!", 0o755)}), base)
+    held.close()
+    (pooled,) = cache._pool.iterdir()
+    age(pooled)
+    cache.trim()
+    assert pooled.exists()
+    age(held.path)
+    cache.trim()
+    assert not pooled.exists()
+
+
+def test_a_copy_that_left_the_pool_meanwhile_is_copied(cache, base, blobs, monkeypatch):
+    find = LayerCache._find_in_pool
+
+    def find_and_remove(self, entry, blob):
+        source = find(self, entry, blob)
+        Path(source).unlink()
+        return source
+
+    monkeypatch.setattr(LayerCache, "_find_in_pool", find_and_remove)
+    held = cache.hold(commit({"a": make_file(blobs, b"#!", 0o755)}), base)
+    assert (held.path / "a").read_bytes() == b"#!"
+    assert get_mode(held.path / "a") == 0o755
+
+
+def test_a_layer_that_is_removed_while_one_waits_for_it_is_made_again(cache, base, blobs):
+    item = commit({"a": make_file(blobs)})
+    held = cache.hold(item, base)
+    held.close()
+    removing = os.open(held.path, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(removing, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(cache.hold, item, base)
+        held.path.rename(held.path.with_name("old-x"))
+        os.close(removing)
+        found = waiting.result()
+
+    assert (found.path / "a").read_bytes() == b"new"
+    age(found.path)
+    assert cache.trim() == 0

@@ -2,15 +2,22 @@
 
 A layer's files are hard links to blobs where that is possible. An overlay never writes to a lower
 layer, and nothing else may. Layers are not synced, so none outlives the boot it was made in.
+
+What is taken from a layer is missing in the overlays that are mounted on it. So whoever uses one
+holds a shared lock on its directory, which the kernel gives free when its process dies; the time of
+the last use is the directory's.
 """
 
 import contextlib
 import errno
+import fcntl
+import logging
 import os
 import secrets
 import shutil
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from wtb_core.errors import NotFound
@@ -19,14 +26,34 @@ from wtb_core.files.commits import BaseTree, Commit, FileEntry, FileTree
 from wtb_core.files.copying import copy_file, for_each
 from wtb_core.files.manifests import DIRECTORY_MODE, EXECUTABLE_MODE, FILE_MODE
 
-_CANNOT_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP}
+UNUSED_S = 3600.0
+"""How long a layer is kept that nobody uses."""
+
+# Another process may remove a copy from the pool that no layer uses.
+_CANNOT_LINK = {errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOENT}
 _LINKED_MODES = {FILE_MODE, EXECUTABLE_MODE}
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _OWNER = stat.S_IRWXU
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_log = logging.getLogger(__name__)
+
+
+class HeldLayer:
+    """A layer that stays until `close`."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+
+    def close(self) -> None:
+        """Use it no more; what has it mounted must be gone."""
+        os.utime(self._lock)
+        os.close(self._lock)
 
 
 class LayerCache:
-    """Layers below `root`, each made once; any number of processes may share it.
+    """Layers below `root`; any number of processes may share it.
 
     A layer belongs to a base: it holds a commit's entries, and a whiteout for each tombstone.
     """
@@ -41,16 +68,37 @@ class LayerCache:
         self._pool = root / f"boot-{boot}" / "pool"
         self._blobs = blobs
 
-    def layer(self, commit: Commit, base: BaseTree) -> Path:
-        """The directory to put between the base and an upper one.
+    def hold(self, commit: Commit, base: BaseTree) -> HeldLayer:
+        """The directory to put between the base and an upper one; made when there is none.
 
         Raises:
             NotFound: when a blob is gone.
             OSError: when the layer cannot be made: no whiteouts here, no space, a damaged blob.
         """
         target = self._layers / commit.id
-        if target.exists():
-            return target
+        lock = _lock_shared(target)
+        if lock is None:
+            self._make(target, commit, base)
+            lock = _lock_shared(target)
+        if lock is None:
+            raise OSError(errno.ESTALE, "the layer was removed at once", str(target))
+        os.utime(lock)
+        return HeldLayer(target, lock)
+
+    def trim(self) -> int:
+        """Remove layers that nobody has used for `UNUSED_S`; how many there were."""
+        before = time.time() - UNUSED_S
+        try:
+            removed = sum(_remove_unused(layer, before) for layer in self._layers.iterdir())
+            for file in self._pool.iterdir():
+                info = file.lstat()
+                if info.st_nlink == 1 and info.st_mtime < before:
+                    file.unlink(missing_ok=True)
+        except FileNotFoundError:  # nothing was made yet, or another process removes it too
+            return 0
+        return removed
+
+    def _make(self, target: Path, commit: Commit, base: BaseTree) -> None:
         self._layers.mkdir(parents=True, exist_ok=True)
         self._pool.mkdir(exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix="new-", dir=self._layers))
@@ -61,7 +109,6 @@ class LayerCache:
             _remove(aside)
             if not target.exists():
                 raise
-        return target
 
     def _fill(self, layer: Path, commit: Commit, base: BaseTree) -> None:
         modes = _find_directories(commit, base)
@@ -107,6 +154,46 @@ class LayerCache:
                 aside.unlink(missing_ok=True)
                 raise
         return os.fspath(source)
+
+
+def _lock_shared(layer: Path) -> int | None:
+    """A shared lock on a layer's directory; null when there is none, or it is being removed."""
+    try:
+        lock = os.open(layer, _DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if os.path.samestat(os.fstat(lock), layer.stat()):
+            return lock
+    except FileNotFoundError:
+        pass
+    os.close(lock)
+    return None
+
+
+def _remove_unused(layer: Path, before: float) -> bool:
+    """Remove a layer, or what is left of one, that nobody has used since; whether it was so."""
+    try:
+        lock = os.open(layer, _DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        info = os.fstat(lock)
+        if info.st_mtime >= before or not os.path.samestat(info, layer.stat()):
+            return False
+        aside = layer.with_name(f"old-{secrets.token_hex(8)}")
+        layer.rename(aside)
+        _remove(aside)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _log.warning("%s could not be removed: %s", layer, error)
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def restore(commit: Commit, base: BaseTree, blobs: BlobStore, root: Path, *, reflink: bool) -> None:

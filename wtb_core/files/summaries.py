@@ -18,6 +18,7 @@ class AttemptCommits:
 
     def __init__(self) -> None:
         self.failures: list[TrackingFailure] = []
+        self._is_end_missing = False
         self._start: Commit | None = None
         self._last: Commit | None = None
         self._checkpoint_id: str | None = None
@@ -29,15 +30,17 @@ class AttemptCommits:
 
     def add(self, checkpoint_id: str | None, commit: Commit) -> None:
         """A commit was made, at a checkpoint, or at the beginning or the end."""
-        if self._start is None:
+        if self._last is None and not self.failures:
             self._start = commit
         if self._last is None or commit.id != self._last.id:
             self._checkpoint_id = None
         self._checkpoint_id = checkpoint_id or self._checkpoint_id
         self._last = commit
+        self._is_end_missing = False
 
     def fail(self, checkpoint_id: str | None, error: TrackingError) -> None:
-        """A commit could not be made."""
+        """A commit could not be made, or not be stored; see `add`."""
+        self._is_end_missing = checkpoint_id is None
         if len(self.failures) < MAX_FAILURES:
             self.failures.append(
                 TrackingFailure(
@@ -49,8 +52,7 @@ class AttemptCommits:
 
     def summarise(self, blobs: BlobStore, base: BaseTree) -> TrackedFiles | None:
         """The last commit against the first; None when there is none, or the last one failed."""
-        ended_badly = bool(self.failures) and self.failures[-1].checkpoint_id is None
-        if self._start is None or self._last is None or ended_badly:
+        if self._start is None or self._last is None or self._is_end_missing:
             return None
         changes = compare(self._start, self._last, base, blobs)
         changes = [change for change in changes if not _is_directory(change)]

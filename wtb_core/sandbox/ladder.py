@@ -127,7 +127,8 @@ class Sandbox:
         return self._grade
 
     def _check(self, grade: Grade) -> None:
-        wanted = {"overlay": "A", "reflink": "B"}.get(self._isolation, self._require)
+        asked = {"overlay": "A", "reflink": "B"}.get(self._isolation)
+        wanted = "A" if "A" in {asked, self._require} else asked or self._require
         allowed = {"A": {"A", "A'"}, "B": {"A", "A'", "B"}}.get(wanted or "", {grade.workspace})
         if grade.workspace not in allowed:
             missed = "; ".join(f"{one.level}: {one.meaning}" for one in grade.missed)

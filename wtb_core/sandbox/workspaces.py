@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from wtb_core.errors import NotFound, SetupError
+from wtb_core.errors import NotFound, SetupError, TrackingError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.files.commits import BaseTree, Commit, encode
 from wtb_core.files.copying import copy_tree
-from wtb_core.files.layers import LayerCache, restore
+from wtb_core.files.layers import HeldLayer, LayerCache, restore
 from wtb_core.files.tracking import OverlayTracker, Tracker, TreeTracker
 from wtb_core.sandbox.ladder import Grade
 from wtb_core.sandbox.processes import Place
@@ -64,6 +64,7 @@ class Workspace:
         self._directory = directory
         self._path = directory / "workspace"
         self._lower: list[Path] = []
+        self._layer: HeldLayer | None = None
         self._files: Mapping[str, str] = {}
         self._tracker: Tracker | None = None
         self._commit_ids: set[str] = set()
@@ -82,7 +83,8 @@ class Workspace:
                 (self._directory / name).mkdir()
             self._lower = [self._find_source()]
             if below is not None and (below.entries or below.deleted):
-                self._lower.insert(0, self._make_layer(below))
+                self._layer = self._hold_layer(below)
+                self._lower.insert(0, self._layer.path)
             self._files = files
             upper = self._directory / "upper"
             self._tracker = OverlayTracker(materials.blobs, materials.base, upper, below)
@@ -121,7 +123,11 @@ class Workspace:
         assert self._tracker is not None
         commit = self._tracker.track()
         if commit.id not in self._commit_ids:
-            self._materials.blobs.put(encode(commit), sync=False)
+            try:
+                self._materials.blobs.put(encode(commit), sync=False)
+            except OSError as error:
+                message = f"the blob store cannot take the commit: {error.strerror}"
+                raise TrackingError([], message) from error
             self._commit_ids.add(commit.id)
             entries = commit.entries.values()
             self._digests.update(entry.blob for entry in entries if entry.blob is not None)
@@ -132,6 +138,7 @@ class Workspace:
 
         Raises:
             OSError: when the disk does not take them.
+            NotFound: when something of them is gone.
         """
         self._materials.blobs.sync(self._digests)
         self._materials.blobs.sync(self._commit_ids)
@@ -155,6 +162,12 @@ class Workspace:
         overlay = self._overlay(lower, directory)
         return View(place._replace(workspace=seen, overlay=overlay), None, reflink=False)
 
+    def close(self) -> None:
+        """Give free what it was made of, once nothing has it mounted."""
+        if self._layer is not None:
+            self._layer.close()
+            self._layer = None
+
     def count_bytes(self) -> int:
         """What the attempt has on disk: output, what it wrote, and its copy if it is no overlay."""
         return _count_blocks(str(self._directory))
@@ -166,9 +179,9 @@ class Workspace:
         empty.mkdir()
         return empty
 
-    def _make_layer(self, commit: Commit) -> Path:
+    def _hold_layer(self, commit: Commit) -> HeldLayer:
         try:
-            return self._materials.layers.layer(commit, self._materials.base)
+            return self._materials.layers.hold(commit, self._materials.base)
         except (OSError, NotFound) as error:
             raise SetupError("workspace", f"a commit cannot be restored: {error}") from error
 

@@ -15,8 +15,16 @@ MAX_LOG_BYTES = 10 * 1024**2
 """How much of each of an attempt's output streams is kept: its beginning."""
 
 
-Text = Annotated[str, AfterValidator(clean)]
-"""Text from user code: lone surrogates, which no message could carry, become escapes."""
+MAX_TEXT_CHARS = 64 * 1024
+"""How much of each text from user code is kept, its beginning: events and records carry it."""
+
+
+def _bound(text: str) -> str:
+    return clean(text[:MAX_TEXT_CHARS])
+
+
+Text = Annotated[str, AfterValidator(_bound)]
+"""Text from user code, bounded; lone surrogates, which no message could carry, become escapes."""
 
 
 class _Message(BaseModel):

@@ -3,7 +3,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from wtb_core.attempts import Assignment, Evaluation, Failure, NodeRun, Outcome
+from wtb_core.attempts import MAX_TEXT_CHARS, Assignment, Evaluation, Failure, NodeRun, Outcome
 from wtb_core.specs import Limits, Variant, Workspace
 
 FAILURE = Failure(kind="error", reason="it raised")
@@ -60,3 +60,11 @@ def test_what_crosses_processes_comes_back_equal():
 
     for message in (assignment, outcome):
         assert type(message).model_validate_json(message.model_dump_json()) == message
+
+
+def test_text_of_a_failure_is_bounded():
+    """A process of user code may send megabytes; events carry what is kept."""
+    failure = Failure(kind="error", reason="r" * 10**6, traceback="t" * 10**6, node="n")
+
+    assert {len(failure.reason), len(failure.traceback or "")} == {MAX_TEXT_CHARS}
+    assert failure.node == "n"

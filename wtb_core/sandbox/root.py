@@ -9,6 +9,7 @@ which each namespace lets go of before user code runs in it.
 import functools
 import json
 import os
+import pwd
 import stat
 import sys
 import sysconfig
@@ -55,7 +56,7 @@ def find_readable() -> list[str]:
 
     Found once, before a project has changed `sys.path`.
     """
-    home = Path.home()
+    homes = [Path.home(), *_find_account_home()]  # HOME may be one of ours
     entries = [sys.prefix, sys.base_prefix, sys.exec_prefix, sysconfig.get_path("stdlib")]
     entries += [str(Path(sys.executable).resolve().parent), str(Path(__file__).parents[1])]
     entries += [entry for entry in sys.path if entry]
@@ -67,10 +68,17 @@ def find_readable() -> list[str]:
     for entry in dict.fromkeys(entries):
         for path in dict.fromkeys([Path(entry), Path(entry).resolve()]):
             known = any(path.is_relative_to(other) for other in found)
-            too_much = home.is_relative_to(path) or not path.is_absolute()
+            too_much = any(home.is_relative_to(path) for home in homes) or not path.is_absolute()
             if path.exists() and not known and not too_much:
                 found.append(str(path))
     return found
+
+
+def _find_account_home() -> Iterator[Path]:
+    try:
+        yield Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # a user without an account, as in many containers
+        return
 
 
 def find_secrets() -> list[str]:

@@ -27,6 +27,7 @@ NAMESPACES: Final = ("pid", "mnt", "ipc")
 
 _TMP: Final = "/tmp"  # noqa: S108
 _SHM: Final = "/dev/shm"  # noqa: S108
+_SHM_BYTES: Final = 1024**3  # where memory has no bound
 _WATCH_MS: Final = 250
 _UNNAMED_LOOK: Final = 4  # every which look at the memory is one at open files too
 _ROOM_OPTIONS: Final = {"mode": "755", "size": "1m"}
@@ -109,7 +110,7 @@ def _make(request: Request, sources: Sources) -> None:
     if not request["network"]:
         kernel.unshare(os.CLONE_NEWNET, "network namespace")
         kernel.raise_loopback()
-    cover_shared(sources.find(request["tmp"]), request["memory"] or 0)
+    cover_shared(sources.find(request["tmp"]), request["memory"] or _SHM_BYTES)
     for room in request["rooms"]:
         kernel.mount("tmpfs", room, dict(_ROOM_OPTIONS))
     for place in request["mounts"]:
@@ -125,7 +126,7 @@ def _make(request: Request, sources: Sources) -> None:
 
 
 def cover_shared(tmp: str, shm_bytes: int) -> None:
-    """Make `tmp` the slot's /tmp, and give it a /dev/shm; zero bytes are no bound.
+    """Make `tmp` the slot's /tmp, and give it a /dev/shm.
 
     What the root shows below them stays there: the data directory may lie in either.
     """

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -282,5 +283,24 @@ def test_a_slot_that_is_killed_before_its_process_is_forked_costs_only_itself(tm
         assert bench.find_value("value = 1") == 1
         assert all(bench.call(race()))
         assert bench.find_value("value = 2") == 2
+    finally:
+        bench.close()
+
+
+def test_a_nursery_whose_launcher_has_just_died_is_not_asked_again(tmp_path):
+    """Its interpreter takes a moment longer to end; asking thrice in that moment is in vain."""
+    bench = Bench(tmp_path)
+
+    async def break_and_run():
+        shared = await bench.engine.find_supervisor("fork", "v1")
+        nursery = await shared.supervisor.ready()
+        nursery._control.sock.shutdown(socket.SHUT_RDWR)
+        assert nursery.is_alive()
+        return await bench.engine.execute(bench.assign("fork", given={"code": "value = 3"}))
+
+    try:
+        bench.add_scripted()
+        assert bench.find_value("value = 1") == 1
+        assert bench.call(break_and_run()).status == "succeeded"
     finally:
         bench.close()

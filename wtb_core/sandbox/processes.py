@@ -228,7 +228,17 @@ class Nursery:
 
         Raises:
             SetupError: when it cannot be given what `place` says.
+            LaunchLost: when this nursery has died, or the slot has; a dead nursery has ended whole
+                by then, so that the next one can be started.
         """
+        try:
+            return await self._fork_process(place)
+        except LaunchLost as error:
+            if error.step == "start":
+                await finish(self.kill())
+            raise
+
+    async def _fork_process(self, place: Place) -> SandboxProcess:
         if self._control is None:
             session, report = self._fork(place, [])
             leash = AsyncChannel(report)

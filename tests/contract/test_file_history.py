@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from overlays import Overlay, do, look
 
 from wtb_core.files.blobs import BlobStore
-from wtb_core.files.commits import BaseTree, Commit, FileEntry, decode, encode
+from wtb_core.files.commits import BaseTree, Commit, FileEntry, FileTree, decode, encode
 from wtb_core.files.copying import copy_tree
-from wtb_core.files.diffs import compare, list_paths
+from wtb_core.files.diffs import compare
 from wtb_core.files.layers import LayerCache, restore
 from wtb_core.files.manifests import Entry, materialise
 from wtb_core.files.tracking import OverlayTracker, TreeTracker
@@ -170,7 +170,7 @@ def example_of(bench):
 def check_contents(bench, commit, tree):
     """The commit's listing is the tree, and its blobs have the content."""
     assert decode(encode(commit)) == commit
-    listed = dict(list_paths(commit, bench.base))
+    listed = dict(FileTree(commit, bench.base))
     assert listed.keys() == tree.keys()
     for path, entry in listed.items():
         kind, mode, content = tree[path]

@@ -4,8 +4,8 @@ import pytest
 
 from wtb_core.errors import NotFound
 from wtb_core.files.blobs import BlobStore
-from wtb_core.files.commits import BaseTree, Commit, FileEntry
-from wtb_core.files.diffs import compare, find_entry, list_paths, unified
+from wtb_core.files.commits import BaseTree, Commit, FileEntry, FileTree
+from wtb_core.files.diffs import compare, find_entry, unified
 from wtb_core.files.manifests import Entry
 
 
@@ -182,7 +182,7 @@ def test_one_file_is_found_where_the_tree_has_it(blobs, base):
 
     assert find_entry(tree, base, "src/new") == new
     assert find_entry(tree, base, "src/b.py") == base.entries["src/b.py"]
-    assert [path for path, _ in list_paths(tree, base)] == ["keep", "src", "src/b.py", "src/new"]
+    assert [path for path, _ in FileTree(tree, base)] == ["keep", "src", "src/b.py", "src/new"]
     for path in ("src/a.py", "nothing", "", "src/", "../keep", "/keep"):
         with pytest.raises(NotFound):
             find_entry(tree, base, path)

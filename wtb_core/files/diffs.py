@@ -96,11 +96,6 @@ def find_entry(commit: Commit, base: BaseTree, path: str) -> FileEntry:
     return entry
 
 
-def list_paths(commit: Commit, base: BaseTree) -> Iterator[tuple[str, FileEntry]]:
-    """Every path of a commit's tree with what is there, sorted by path."""
-    return iter(FileTree(commit, base))
-
-
 def _describe(
     path: str, before: FileEntry | None, after: FileEntry | None, blobs: BlobStore
 ) -> FileChange:

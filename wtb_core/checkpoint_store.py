@@ -13,6 +13,8 @@ A root checkpoint is stored together with the commit of the files that belong to
 """
 
 import asyncio
+import fcntl
+import os
 import queue
 import sqlite3
 import threading
@@ -201,10 +203,16 @@ class _Job(NamedTuple):
 
 def _connect(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.executescript(rows.SCHEMA)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # One at a time: SQLite refuses a change to WAL during another's at once, without waiting.
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.executescript(rows.SCHEMA)
+    finally:
+        os.close(directory)
     return db
 
 

@@ -352,6 +352,21 @@ def test_two_stores_share_the_file_and_what_is_answered_is_durable(tmp_path):
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+def test_replicas_that_start_together_all_open_a_new_file(tmp_path):
+    """One in ten such starts failed: SQLite refuses a second change to WAL without waiting."""
+    for turn in range(40):
+        stores = [CheckpointStore(tmp_path / str(turn) / "checkpoints.db") for _ in range(6)]
+
+        async def run(stores=stores):
+            await asyncio.gather(*(store.raise_fence(f"{n}", 1) for n, store in enumerate(stores)))
+
+        try:
+            asyncio.run(run())
+        finally:
+            for store in stores:
+                store.close()
+
+
 def test_a_store_that_cannot_be_opened_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     store = CheckpointStore(tmp_path / "file" / "checkpoints.db")

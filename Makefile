@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check serve format clean
+.PHONY: help demo test chaos check serve format clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -18,6 +18,9 @@ demo: $(STAMP)  ## Start the service, run the example batch, show the comparison
 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/pytest $(ARGS)
+
+chaos: $(STAMP)  ## Kill things at random for 20 minutes, check that nothing is lost (ARGS="--minutes 2")
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 check: $(STAMP)  ## Lint, format, types
 	$(BIN)/ruff check .

@@ -3,12 +3,11 @@
 Starts the service in a folder of its own, runs a small and a large batch of a trivial graph, and
 prints how far each process grew from the one to the other, and when the first result came.
 
-Run: python benchmarks/memory.py [--small 1000] [--large 20000] [--stop-after 2000]
+Run: python -m benchmarks.memory [--small 1000] [--large 20000] [--stop-after 2000]
 """
 
 import argparse
 import json
-import subprocess
 import tempfile
 import threading
 import time
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
+from benchmarks.services import find_role, write_config
 from wtb_core.demo import find_free_port, serving, wait_until_ready
 from wtb_core.testbench import TestBench
 
@@ -63,24 +62,12 @@ def main() -> None:
     (project / "graph.py").write_text(GRAPH)
     (project / "project.yaml").write_text("name: trivial\ngraph: ./graph.py:build_graph\n")
     port = find_free_port()
-    config = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [
-            {
-                "name": "wtb",
-                "route_prefix": "/",
-                "import_path": "deployments.app:build_app",
-                "args": {"root": str(root), "projects": ["projects/*/project.yaml"]},
-            }
-        ],
-    }
-    (root / "serve_config.yaml").write_text(yaml.safe_dump(config))
+    config = write_config(root, port)
     log = root / "serve.log"
     url = f"http://127.0.0.1:{port}"
-    with serving(root / "serve_config.yaml", log) as service:
+    with serving(config, log) as service:
         wait_until_ready(url, service, log)
-        family = find_deployments(service)
+        family = {role: find_role(service.pid, role)[0] for role in ("ingress", "collector")}
         print("warm-up", run(url, 200, family, None))
         small = run(url, options.small, family, options.stop_after)
         print("small", json.dumps(small))
@@ -89,16 +76,6 @@ def main() -> None:
     for name in family:
         grown = (large["peak_bytes"][name] - small["peak_bytes"][name]) / 1024**2
         print(f"{name}: peak grew by {grown:.1f} MiB from {options.small} to {options.large}")
-
-
-def find_deployments(service: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
-    found: dict[str, psutil.Process] = {}
-    for process in psutil.Process(service.pid).children(recursive=True):
-        title = " ".join(process.cmdline())
-        for name in ("BatchIngress", "EventCollector"):
-            if name in title and title.startswith("ray::"):
-                found[name] = process
-    return found
 
 
 def run(

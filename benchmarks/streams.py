@@ -6,7 +6,7 @@ leave and come back again and again, or come when the batch has ended. Each must
 gap, the same bytes as all others. Memory of the ingress, the proxy and the collector is that of the
 process without what it shares with others (USS).
 
-Run: python benchmarks/streams.py [--executions 5000] [--clients 200] [--dead 5] [--fickle 5]
+Run: python -m benchmarks.streams [--executions 5000] [--clients 200] [--dead 5] [--fickle 5]
 """
 
 import argparse
@@ -25,17 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
-import yaml
 
+from benchmarks.services import find_role, write_config
 from wtb_core.demo import find_free_port, serving, wait_until_ready
 
 PROJECT = Path(__file__).parents[1] / "tests" / "projects" / "trivial"
-PROCESSES = {
-    "ingress": "BatchIngress",
-    "proxy": "ProxyActor",
-    "collector": "EventCollector",
-}
+PROCESSES = ("ingress", "proxy", "collector")
 FRAME_SEQ = re.compile(rb"^id: (\d+)\n")
 SAMPLE_S = 0.5
 
@@ -110,13 +105,7 @@ class Memory:
     """USS of each process over a run."""
 
     def __init__(self, service: subprocess.Popen[bytes]) -> None:
-        self.processes: dict[str, psutil.Process] = {}
-        for process in psutil.Process(service.pid).children(recursive=True):
-            title = " ".join(process.cmdline())
-            for name, part in PROCESSES.items():
-                if title.startswith("ray::") and part in title:
-                    self.processes[name] = process
-        assert self.processes.keys() == PROCESSES.keys(), self.processes
+        self.processes = {role: find_role(service.pid, role)[0] for role in PROCESSES}
         self.start = self.read()
         self.peak = dict(self.start)
 
@@ -194,22 +183,10 @@ def main() -> None:
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="wtb-streams-"))
     port = find_free_port()
-    config = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [
-            {
-                "name": "wtb",
-                "route_prefix": "/",
-                "import_path": "deployments.app:build_app",
-                "args": {"root": str(root), "projects": [str(PROJECT / "project.yaml")]},
-            }
-        ],
-    }
-    (root / "serve_config.yaml").write_text(yaml.safe_dump(config))
+    config = write_config(root, port, [str(PROJECT / "project.yaml")])
     log = root / "serve.log"
     url = f"http://127.0.0.1:{port}"
-    with serving(root / "serve_config.yaml", log) as service:
+    with serving(config, log) as service:
         wait_until_ready(url, service, log)
         memory = Memory(service)
         figures = asyncio.run(run(url, memory, options))

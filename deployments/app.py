@@ -18,7 +18,7 @@ from ray.serve.config import (
 from deployments import routes
 from deployments.batch_ingress import BatchIngress, Settings
 from deployments.event_collector import EventCollector
-from deployments.pool_policy import PoolLimits
+from deployments.pool_watcher import PoolLimits
 from deployments.variant_executor import VariantExecutor
 from wtb_core.data import DataDir
 from wtb_core.sandbox.ladder import Isolation
@@ -27,8 +27,13 @@ from wtb_core.tokens import resolve_tokens
 logger = logging.getLogger("ray.serve")
 
 SHUTDOWN_TIMEOUT_S = 120.0
-HEALTH_CHECK_S = 2.0
+"""How long Serve waits for an executor that it stops before it kills it."""
+DRAIN_S = 100.0
+"""How long the executor then waits for checkpoints; what is left is for ending what has none."""
+HEALTH_CHECK_S = 1.0
 DRAIN_LOOP_S = 0.2
+STOP_SEEN_S = 1.0
+"""How long an executor that stops is there at the least: several looks of the watcher."""
 RETRY_AFTER_S = 1.0
 HEAD_NODE = {"node:__internal_head__": 0.001}
 
@@ -51,7 +56,8 @@ class ExecutorArgs(_Args):
     """The executor pool. `slots` executions run at once in a replica.
 
     `isolation` says how workspaces are made, `auto` the best that the machine can; with `require` a
-    replica that reaches less does not start.
+    replica that reaches less does not start. Idle replicas are stopped `shrink_after_s` after the
+    load has gone down.
     """
 
     min_replicas: int = Field(default=1, ge=0)
@@ -59,6 +65,7 @@ class ExecutorArgs(_Args):
     slots: int = Field(default=4, ge=1)
     max_queued: int = Field(default=16, ge=1)
     num_cpus: float = Field(default=0.5, ge=0)
+    shrink_after_s: float = Field(default=60, ge=0)
     isolation: Isolation = "auto"
     require: Literal["A", "B"] | None = None
 
@@ -82,6 +89,7 @@ class AppArgs(_Args):
     cache_dir: str | None = None
     projects: list[str] = ["examples/*/project.yaml"]
     max_pending_executions: int = Field(default=100_000, ge=1)
+    min_free: int = Field(default=256 * 1024**2, ge=0)
     max_body: int = Field(default=64 * 1024**2, ge=1024)
     tokens: dict[str, str] = {}
     executor: ExecutorArgs = ExecutorArgs()
@@ -92,6 +100,13 @@ class HttpIngress(BatchIngress):
 
     def __serve_build_asgi_app__(self) -> Any:
         return routes.build(self, self.settings, resolve_tokens(self.settings.tokens))
+
+
+class PooledExecutor(VariantExecutor):
+    """The executor as Serve stops it: gracefully, by its destructor, once no permit is left."""
+
+    async def __del__(self) -> None:
+        await self.close()
 
 
 def build_app(args: AppArgs) -> Application:
@@ -120,7 +135,6 @@ def build_app(args: AppArgs) -> Application:
         "health_check_period_s": HEALTH_CHECK_S,
         "graceful_shutdown_wait_loop_s": DRAIN_LOOP_S,
         "request_router_config": router,
-        "logging_config": {"enable_access_log": False},
     }
     deployment = cast("Any", serve.deployment)  # its overloads do not know classes with options
     collector = deployment(
@@ -131,9 +145,10 @@ def build_app(args: AppArgs) -> Application:
         ray_actor_options={"num_cpus": 0.1, "resources": HEAD_NODE},
         graceful_shutdown_timeout_s=10.0,
         **shared,
-    ).bind(data.store_url, args.max_pending_executions)
+    ).bind(*(data.store_url, args.max_pending_executions, (data.path, data.blobs), args.min_free))
     executor = deployment(
-        VariantExecutor,
+        PooledExecutor,
+        name="VariantExecutor",
         max_ongoing_requests=pool.slots,
         max_queued_requests=pool.max_queued,
         autoscaling_config=AutoscalingConfig(
@@ -143,15 +158,16 @@ def build_app(args: AppArgs) -> Application:
             metrics_interval_s=0.5,
             look_back_period_s=1.0,
             upscale_delay_s=0.5,
-            downscale_delay_s=60.0,
+            downscale_delay_s=0.0,  # the policy itself waits
             policy=AutoscalingPolicy(
-                policy_function="deployments.pool_policy:never_shrink_while_busy"
+                policy_function="deployments.pool_policy:FollowLoad",
+                policy_kwargs={"shrink_after_s": pool.shrink_after_s},
             ),
         ),
         ray_actor_options={"num_cpus": pool.num_cpus},
         graceful_shutdown_timeout_s=SHUTDOWN_TIMEOUT_S,
-        **shared,
-    ).bind(collector, data, pool.isolation, pool.require)
+        **(shared | {"graceful_shutdown_wait_loop_s": STOP_SEEN_S}),
+    ).bind(collector, data, pool.isolation, pool.require, DRAIN_S)
     ingress = deployment(
         serve.ingress()(HttpIngress),
         name="BatchIngress",

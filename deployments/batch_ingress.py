@@ -6,7 +6,6 @@ child process made, and is durable when the collector has answered.
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -16,10 +15,14 @@ from typing import Any, NamedTuple
 from ray import serve
 from starlette.responses import Response
 
+from deployments import receipts
 from deployments.attachments import make_attachment
-from deployments.calls import Handle, call, quieten_refusals
-from deployments.dispatcher import Dispatcher, quieten_rejections
-from deployments.pool_policy import PoolLimits, PoolWatcher
+from deployments.calls import Handle, call
+from deployments.comparisons import Comparisons
+from deployments.executor_pool import ExecutorPool
+from deployments.logs import quieten
+from deployments.outputs import Outputs
+from deployments.pool_watcher import PoolLimits
 from deployments.sse import EventStreams
 from wtb_core import forks
 from wtb_core.data import DataDir
@@ -29,7 +32,6 @@ from wtb_core.files.blobs import BlobStore
 from wtb_core.parameters import (
     EXECUTION_STATES,
     LOG_STREAMS,
-    MAX_LIMIT,
     PROJECT_VERSIONS,
     check_after,
     check_choice,
@@ -41,19 +43,13 @@ from wtb_core.parameters import (
     parse_cursor,
 )
 from wtb_core.projects import ProjectVersions, Registry
-from wtb_core.report import BatchFold
 from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.supervisor import describe
 from wtb_core.store.records import ForkSource, NewBatch, Receipt, Trace
-from wtb_core.store.rows import parse_execution_id
-from wtb_core.store.views import ExecutionFilter, load_log, load_output, pick_attempt
+from wtb_core.store.views import ExecutionFilter, load_log, pick_attempt
 from wtb_core.submission import check_key, expand, prepare, renew
 
 logger = logging.getLogger("ray.serve")
-
-MAX_PAGE_OUTPUT_BYTES = 16 * 1024**2
-KEPT_FOLDS = 32
-EXECUTOR = "VariantExecutor"
 
 
 class Settings(NamedTuple):
@@ -70,19 +66,6 @@ class Settings(NamedTuple):
     tokens: dict[str, str]
 
 
-def links(batch_id: str) -> dict[str, str]:
-    """Where a batch and what belongs to it are found."""
-    base = f"/v1/batches/{batch_id}"
-    return {
-        "self": base,
-        "events": f"{base}/events",
-        "executions": f"{base}/executions",
-        "comparison": f"{base}/comparison",
-        "cancel": f"{base}/cancel",
-        "retry": f"{base}/retry",
-    }
-
-
 class BatchIngress:
     """Deployment class. Only this one is reached from outside."""
 
@@ -95,7 +78,6 @@ class BatchIngress:
     ) -> None:
         data = settings.data.create_on_node()
         self.settings = settings
-        self._limits = limits
         self._collector = collector
         self._blobs = BlobStore(data.blobs)
         sandbox = Sandbox(data.bases, hidden=data.hidden)
@@ -104,19 +86,14 @@ class BatchIngress:
         self._registry = Registry(Path(settings.root), settings.projects, versions, look)
         self._files = FileHistory(self._blobs, versions)
         self._streams = EventStreams(self._read_page)
-        self._folds: OrderedDict[str, BatchFold] = OrderedDict()
+        self._comparisons = Comparisons(self._read_page)
+        self._outputs = Outputs(collector, self._blobs)
+        quieten()
         app_name = serve.get_replica_context().app_name
-        self._watcher = PoolWatcher(collector, app_name, EXECUTOR, limits)
-        quieten_rejections()
-        quieten_refusals()
-        self._dispatcher = Dispatcher(
-            collector, executor, self._watcher.count_slots, limits.max_queued
+        self._pool = ExecutorPool(
+            *(collector, executor, app_name, limits), settings.max_pending_executions
         )
-        self._tasks = [
-            asyncio.create_task(self._watcher.run_forever()),
-            asyncio.create_task(self._dispatcher.run_forever()),
-            asyncio.create_task(self._refresh_projects()),
-        ]
+        self._tasks = [*self._pool.start(), asyncio.create_task(self._refresh_projects())]
 
     # -- handle methods ------------------------------------------------------------------------
 
@@ -148,7 +125,7 @@ class BatchIngress:
             idempotency_key=idempotency_key,
             submitted_by=submitted_by,
         )
-        return _describe_receipt(await call(self._collector, "accept", batch))
+        return receipts.describe(await self._accept(batch))
 
     async def retry_batch(
         self,
@@ -179,8 +156,8 @@ class BatchIngress:
         if project_version == "latest":
             admission = self.settings.max_pending_executions
             batch = await renew(batch, self._registry, admission=admission)
-        receipt: Receipt = await call(self._collector, "accept", batch)
-        return _describe_receipt(receipt) | {"reused": receipt.reused, "retry_of": batch_id}
+        receipt = await self._accept(batch)
+        return receipts.describe(receipt) | {"reused": receipt.reused, "retry_of": batch_id}
 
     async def fork_execution(
         self,
@@ -220,8 +197,8 @@ class BatchIngress:
         source: ForkSource = await call(self._collector, "get_fork_source", execution_id, attempt)
         batch = await forks.make(asked, source, self._files, self._registry)
         batch = batch._replace(idempotency_key=idempotency_key, submitted_by=submitted_by)
-        receipt: Receipt = await call(self._collector, "accept", batch)
-        return _describe_receipt(receipt) | {"forked_from": forks.describe(batch)}
+        receipt = await self._accept(batch)
+        return receipts.describe(receipt) | {"forked_from": forks.describe(batch)}
 
     async def get_batch(self, batch_id: str) -> dict[str, Any]:
         """One batch as `GET /v1/batches/{id}` answers it."""
@@ -288,13 +265,13 @@ class BatchIngress:
             limit,
         )
         if include == "output":
-            items, more = await self._include_outputs(batch_id, items, more)
+            items, more = await self._outputs.include(batch_id, items, more)
         return make_page(items, more)
 
     async def get_execution(self, execution_id: str) -> dict[str, Any]:
         """One execution with its output and its attempts."""
         item = await call(self._collector, "get_execution", execution_id)
-        with_output, _ = await self._include_outputs(item["batch_id"], [item], None)
+        with_output, _ = await self._outputs.include(item["batch_id"], [item], None)
         return with_output[0]
 
     async def get_output(self, execution_id: str) -> Any:
@@ -396,17 +373,7 @@ class BatchIngress:
 
     async def get_comparison(self, batch_id: str) -> dict[str, Any]:
         """Per variant: n, succeeded, failed by kind, each score's mean and n."""
-        fold = self._folds.pop(batch_id, None) or BatchFold()
-        while True:
-            items, _ = await self._read_page(batch_id, fold.seq, MAX_LIMIT, 0)
-            for event in items:
-                fold.feed(event)
-            if len(items) < MAX_LIMIT:
-                break
-        self._folds[batch_id] = fold
-        while len(self._folds) > KEPT_FOLDS:
-            self._folds.popitem(last=False)
-        return {"batch_id": batch_id, "status": fold.status, **fold.comparison()}
+        return await self._comparisons.get(batch_id)
 
     async def cancel_batch(
         self, batch_id: str, reason: str = "cancelled on request"
@@ -438,17 +405,8 @@ class BatchIngress:
         raise NotFound("project", name)
 
     async def get_pool(self) -> dict[str, Any]:
-        """Replicas, slots and queues."""
-        known = await call(self._collector, "get_pool")
-        return {
-            **known,
-            "listed": [replica._asdict() for replica in self._watcher.replicas],
-            "slots": self._watcher.count_slots(),
-            "outstanding_permits": self._dispatcher.outstanding,
-            "backpressure": self._dispatcher.under_pressure,
-            "limits": self._limits._asdict(),
-            "max_pending_executions": self.settings.max_pending_executions,
-        }
+        """Replicas, slots, queues and backpressure."""
+        return await self._pool.describe()
 
     async def read_pool_events(
         self, after: int = 0, limit: int = 100, wait_ms: int = 0
@@ -465,9 +423,7 @@ class BatchIngress:
         """Whether batches can be accepted and run, with what stands in the way."""
         problems: list[str] = []
         try:
-            pool = await call(self._collector, "get_pool")
-            if not pool["replicas"]:
-                problems.append("no executor replica is ready yet")
+            problems += await self._pool.find_problems()
         except WtbError as error:
             problems.append(str(error))
         projects = [
@@ -492,6 +448,16 @@ class BatchIngress:
 
     # -- inside --------------------------------------------------------------------------------
 
+    async def _accept(self, batch: NewBatch) -> Receipt:
+        receipt: Receipt = await call(self._collector, "accept", batch)
+        logger.info(
+            "batch %s of %d executions is accepted",
+            receipt.batch_id,
+            receipt.executions,
+            extra={"batch_id": receipt.batch_id, "submitted_by": batch.submitted_by},
+        )
+        return receipt
+
     async def _get_trace(self, execution_id: str, attempt: int | None) -> Trace:
         return await call(self._collector, "get_trace", execution_id, attempt)
 
@@ -500,44 +466,8 @@ class BatchIngress:
     ) -> tuple[list[dict[str, Any]], bool]:
         return await call(self._collector, "read_events", batch_id, after, limit, wait_ms)
 
-    async def _include_outputs(
-        self, batch_id: str, items: list[dict[str, Any]], more: int | None
-    ) -> tuple[list[dict[str, Any]], int | None]:
-        taken: list[dict[str, Any]] = []
-        size = 0
-        for item in items:
-            size += item["output_bytes"] or 0
-            if taken and size > MAX_PAGE_OUTPUT_BYTES:
-                more = parse_execution_id(taken[-1]["execution_id"])[1]
-                break
-            taken.append(item)
-        numbers = [parse_execution_id(item["execution_id"])[1] for item in taken]
-        outputs = await call(self._collector, "get_outputs", batch_id, numbers)
-        return await asyncio.to_thread(self._add_outputs, taken, numbers, outputs), more
-
-    def _add_outputs(
-        self,
-        items: list[dict[str, Any]],
-        numbers: list[int],
-        outputs: dict[int, tuple[str | None, str | None]],
-    ) -> list[dict[str, Any]]:
-        return [
-            {**item, "output": load_output(outputs[number], self._blobs)}
-            for item, number in zip(items, numbers, strict=True)
-        ]
-
     async def _refresh_projects(self) -> None:
         try:
             await self._registry.refresh()
         except OSError:
             logger.exception("the projects could not be read; the next submission tries again")
-
-
-def _describe_receipt(receipt: Receipt) -> dict[str, Any]:
-    return {
-        "batch_id": receipt.batch_id,
-        "status": receipt.status,
-        "executions": receipt.executions,
-        "created": receipt.created,
-        "links": links(receipt.batch_id),
-    }

@@ -22,6 +22,10 @@ Handle = DeploymentHandle[Any]
 
 CALL_TIMEOUT_S = 30.0
 MAX_PAUSE_S = 2.0
+RESTART_S = 5
+"""How soon a deployment whose process died answers again, in whole seconds."""
+OVERLOAD_S = 10
+"""When to try again what was not answered in `CALL_TIMEOUT_S`."""
 
 PASSING = (
     ActorDiedError,
@@ -34,15 +38,6 @@ PASSING = (
     Unavailable,
 )
 """What a call may meet while a deployment is replaced: the same call may succeed later."""
-
-
-def quieten_refusals() -> None:
-    """Keep our own errors, which are answers to a caller, out of the log as failures of Serve."""
-
-    def is_news(record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], WtbError))
-
-    logger.addFilter(is_news)
 
 
 async def call(
@@ -59,12 +54,21 @@ async def call(
         return await _within(response, timeout_s)
     except PASSING as error:
         if isinstance(error, StaleEpoch):
-            raise Unavailable(f"{method} reached a collector that was replaced") from None
+            what = f"{method} reached a collector that was replaced"
+            raise Unavailable(what, _find_pause(error)) from None
         if isinstance(error, Unavailable):
             raise _find_cause(error) from None
-        raise Unavailable(f"{method} got no answer: {type(error).__name__}") from error
+        what = f"{method} got no answer: {type(error).__name__}"
+        raise Unavailable(what, _find_pause(error)) from error
     except WtbError as error:
         raise _find_cause(error) from None
+
+
+def _find_pause(error: Exception) -> int:
+    """How many seconds a caller should wait before it tries again."""
+    if isinstance(error, TimeoutError):
+        return OVERLOAD_S
+    return 1 if isinstance(error, BackPressureError) else RESTART_S
 
 
 def _find_cause(error: WtbError) -> WtbError:

@@ -8,41 +8,51 @@ which callers try again and reach its successor.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from deployments.calls import quieten_refusals
-from deployments.messages import Demand, Directives, Heartbeat, PoolReport, Pressure
+from deployments.logs import quieten
+from deployments.messages import Death, Demand, Directives, Heartbeat, PoolReport, Pressure
+from deployments.metrics import CollectorMetrics
 from wtb_core import events as ev
 from wtb_core.attempts import Assignment
-from wtb_core.errors import StaleEpoch
+from wtb_core.errors import DiskFull, StaleEpoch, TooManyPending
 from wtb_core.ids import new_batch_id, now_ms
 from wtb_core.parameters import BatchFilter
-from wtb_core.store import acceptance, claims, endings, log, pool, reuse, views
+from wtb_core.space import MIN_FREE_BYTES, DiskSpace
+from wtb_core.store import acceptance, admission, claims, endings, log, pool, reuse, views
 from wtb_core.store.database import migrate, open_engine
+from wtb_core.store.leases import Held, Leases
 from wtb_core.store.ledger import Ledger
 from wtb_core.store.records import (
     Answer,
     Claimant,
     Finish,
     ForkSource,
+    Lookup,
     NewBatch,
     Receipt,
     Trace,
 )
 from wtb_core.store.rows import get_batch, get_execution, parse_execution_id
-from wtb_core.store.tables import POOL_STREAM, attempts
+from wtb_core.store.tables import POOL_STREAM
 from wtb_core.store.views import ExecutionFilter
-from wtb_core.store.writer import Writer
+from wtb_core.store.writer import Commit, Writer
 
 logger = logging.getLogger("ray.serve")
 
 LEASE_S = 15.0
-DISPATCH_LEASE_S = 10.0
+SILENT_S = 3.0
+"""How long a replica that Serve does not list is waited for: six heartbeats."""
+DROPPED_S = 90.0
+"""How long after a claim its replica holds the attempt, or has never had the answer."""
+DISPATCH_LEASE_S = 3.0
 TICK_S = 0.25
+SLOW_TICK_S = 1.0
 LATE_S = 1.0
 """How long after a tick the next one may look at the leases without having been held up."""
 MAX_POLL_S = 5.0
@@ -52,30 +62,53 @@ MAX_POLLS = 256
 class EventCollector:
     """Deployment class; `max_pending_executions` is the admission limit."""
 
-    def __init__(self, store_url: str, max_pending_executions: int) -> None:
-        quieten_refusals()
+    def __init__(
+        self,
+        store_url: str,
+        max_pending_executions: int,
+        disks: Sequence[Path] = (),
+        min_free_bytes: int = MIN_FREE_BYTES,
+    ) -> None:
+        quieten()
+        self._space = DiskSpace(disks, min_free_bytes)
         migrate(store_url)
         self._engine = open_engine(store_url)
         self._ledger = Ledger(producer="event_collector", admission=max_pending_executions)
         self._changed = asyncio.Event()
+        self._metrics = CollectorMetrics()
         self._writer = Writer(self._engine, self._ledger, self._announce_change)
         self._readers = ThreadPoolExecutor(2, "store-reader")
         self._polls = asyncio.Semaphore(MAX_POLLS)
-        self._leases: dict[str, float] = {}
-        self._leases_seen_at = time.monotonic()
+        self._leases = Leases(time.monotonic, LEASE_S)
+        self._began_ms = now_ms()
+        self._looked_at = 0.0
+        self._admission = admission.Pressure()
+        self._refused = 0
         self._dispatcher: tuple[str, float] = ("", 0.0)
         self._urgent = asyncio.Event()
-        self._grant_leases()
+        with self._engine.connect() as connection:
+            self._leases.grant(pool.find_watched(connection))
+            self._admission.load(self._ledger, connection)
         self._ticking = asyncio.create_task(self._tick_forever())
         logger.info("collector has the store at epoch %d", self._writer.epoch)
 
     # -- batches -------------------------------------------------------------------------------
 
     async def accept(self, batch: NewBatch) -> Receipt:
-        """Store a batch durably; see `acceptance.accept`."""
-        receipt = await self._writer.write(
-            lambda connection: acceptance.accept(self._ledger, connection, batch)
-        )
+        """Store a batch durably; see `acceptance.accept`.
+
+        Raises:
+            DiskFull: when a disk has too little room for new work.
+        """
+        self._space.check()
+        try:
+            receipt = await self._writer.write(
+                lambda connection: acceptance.accept(self._ledger, connection, batch)
+            )
+        except TooManyPending as error:
+            refusal = error
+            await self._writer.write(lambda c: self._admission.apply(self._ledger, c, refusal))
+            raise
         self._urgent.set()
         return receipt
 
@@ -173,30 +206,69 @@ class EventCollector:
 
     async def register(self, payload: ev.ActorInitialized) -> None:
         """A replica says that it is ready."""
+        self._leases.renew(payload.replica_id)  # nobody may see it live and without a lease
         await self._writer.write(lambda c: pool.register(self._ledger, c, payload))
-        self._leases[payload.replica_id] = time.monotonic() + LEASE_S
+        self._leases.renew(payload.replica_id)
 
-    async def claim(self, claimant: Claimant) -> Assignment | None:
-        """Give the replica the next execution; the same claim gets the same answer."""
-        self._leases[claimant.replica_id] = time.monotonic() + LEASE_S
-        return await self._writer.write(lambda c: claims.claim(self._ledger, c, claimant))
+    async def claim(self, claimant: Claimant) -> Assignment | Lookup | None:
+        """Give the replica the next execution; the same claim gets the same answer.
+
+        While a disk is full nothing new is given, and what runs may end.
+        """
+        only_given = self._space.find_full() is not None
+        return await self._writer.write(
+            lambda c: claims.claim(self._ledger, c, claimant, only_given=only_given)
+        )
 
     async def finish(self, finish: Finish) -> Answer:
         """Record the end of an attempt; see `endings.finish`."""
         answer: Answer = await self._writer.write(lambda c: endings.finish(self._ledger, c, finish))
         if answer == "refused":
+            self._refused += 1
+            self._metrics.note_refusal()
             logger.warning("refused a late result of %s/%d", finish.execution_id, finish.attempt)
         return answer
 
+    async def report_death(self, death: Death) -> None:
+        """A replica's process is dead: what it held is lost now, not when its lease is over."""
+
+        def lose(connection: Connection) -> str | None:
+            replica_id = pool.find_by_actor(connection, death.actor_id)
+            if replica_id is not None:
+                reason = f"the replica died: {death.error_message}"
+                endings.lose(self._ledger, connection, replica_id, death.error_type, reason)
+            return replica_id
+
+        replica_id = await self._writer.write(lose)
+        if replica_id is not None:
+            self._leases.forget(replica_id)
+            self._urgent.set()
+
+    async def find_ended(self, execution_ids: list[str]) -> list[str]:
+        """Those of the executions that have ended or are not known: nobody needs their rows."""
+        return await self._read(lambda c: views.find_ended(c, execution_ids))
+
     async def heartbeat(self, heartbeat: Heartbeat) -> Directives:
-        """Renew a replica's lease and say which of its attempts must die."""
-        known = heartbeat.replica_id in self._leases
+        """Renew a replica's lease and say which of its attempts must die.
+
+        Raises:
+            StaleEpoch: when another collector is the one that must hear of the replica.
+        """
+        name = heartbeat.replica_id
+        if name in self._leases:
+            self._leases.renew(name, heartbeat.held)
+
+        def read(connection: Connection) -> tuple[str | None, set[Held]]:
+            self._ledger.check_epoch(connection, self._writer.epoch)
+            wanted = endings.find_wanted_attempts(connection, name) if heartbeat.held else set()
+            return pool.find_status(connection, name), wanted
+
+        status, wanted = await self._read(read)
+        known = status in {"live", "draining"}
         if known:
-            self._leases[heartbeat.replica_id] = time.monotonic() + LEASE_S
-        if not heartbeat.held:
-            return Directives(known, [])
-        mine = await self._read(lambda c: endings.find_wanted_attempts(c, heartbeat.replica_id))
-        return Directives(known, [held for held in heartbeat.held if tuple(held) not in mine])
+            self._leases.renew(name, heartbeat.held)
+        kill = [held for held in heartbeat.held if tuple(held) not in wanted]
+        return Directives(known, kill, drain=status == "draining")
 
     # -- the dispatcher ------------------------------------------------------------------------
 
@@ -208,13 +280,24 @@ class EventCollector:
             await asyncio.sleep(min(wait_ms / 1000, until - now))
             return Demand(granted=False, claimable=0)
         self._dispatcher = (dispatcher_id, now + DISPATCH_LEASE_S)
-        claimable = await self._wait_for(
-            lambda c: claims.count_claimable(self._ledger, c), bool, wait_ms
+        claimable, running = await self._wait_for(
+            lambda c: (self._count_claimable(c), claims.count_running(c)),
+            lambda counts: counts[0] > 0,
+            wait_ms,
         )
-        return Demand(granted=True, claimable=claimable)
+        return Demand(granted=True, claimable=claimable, running=running)
+
+    def _count_claimable(self, connection: Connection) -> int:
+        if self._space.find_full() is not None:
+            return 0
+        return claims.count_claimable(self._ledger, connection)
 
     async def report_pool(self, report: PoolReport) -> bool:
-        """What Serve lists has changed; false when a listed replica has yet to register."""
+        """What Serve lists has changed; false when it should be said again.
+
+        That is while a listed replica has yet to register, or one that Serve does not list is
+        waited for.
+        """
         payload = ev.PoolCreated(
             replica_ids=report.running,
             slots=report.slots,
@@ -223,16 +306,36 @@ class EventCollector:
         )
 
         def change(connection: Connection) -> bool:
-            for replica_id in pool.find_unlisted(connection, report.listed):
-                pool.retire(connection, replica_id)
-            return pool.enrol(self._ledger, connection, payload)
+            pool.drain(connection, report.stopping)
+            unlisted = pool.find_unlisted(connection, report.listed)
+            settled = [self._settle_unlisted(connection, replica) for replica in unlisted]
+            is_complete = pool.enrol(self._ledger, connection, payload)
+            return is_complete and all(settled)
 
         return await self._writer.write(change)
+
+    def _settle_unlisted(self, connection: Connection, replica: pool.Unlisted) -> bool:
+        """End a replica that Serve does not list, once it is silent; true when that is done.
+
+        One that held nothing and was there before this collector may have been stopped with the
+        whole service: that is no failure.
+        """
+        if not self._leases.is_silent(replica.replica_id, SILENT_S):
+            return False
+        if not replica.held and replica.registered_ms < self._began_ms:
+            pool.retire(connection, replica.replica_id)
+            return True
+        reason = "Serve does not list the replica any more, and nothing is heard of it"
+        endings.lose(self._ledger, connection, replica.replica_id, "ReplicaGone", reason)
+        return True
 
     async def report_pressure(self, pressure: Pressure) -> None:
         """The dispatcher was stopped by the executor queue, or goes on."""
 
         def change(connection: Connection) -> None:
+            standing = pool.find_standing(connection, "executor_queue") is not None
+            if pressure.applied == standing:  # it was told, and its answer was lost
+                return
             if pressure.applied:
                 pool.announce(
                     self._ledger,
@@ -265,7 +368,12 @@ class EventCollector:
             self._ledger.check_epoch(connection, self._writer.epoch)
             return {
                 "replicas": views.read_replicas(connection),
-                "unfinished_executions": acceptance.count_unfinished(connection),
+                "standing": {
+                    topic: pool.find_standing(connection, topic)
+                    for topic in ("executor_queue", "admission")
+                },
+                "refused_results": self._refused,
+                "unfinished_executions": admission.count_unfinished(connection),
                 "claimable_executions": claims.count_claimable(self._ledger, connection),
             }
 
@@ -273,25 +381,8 @@ class EventCollector:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _extend_leases(self, now: float) -> None:
-        """While this process was held up, heartbeats waited: that is no replica's silence."""
-        late_s = now - self._leases_seen_at - LATE_S
-        self._leases_seen_at = now
-        if late_s > 0:
-            self._leases = {replica_id: t + late_s for replica_id, t in self._leases.items()}
-            logger.warning("the collector was held up for %.1f s; so are all leases", late_s)
-
-    def _grant_leases(self) -> None:
-        """Every replica that may be alive gets a full lease from now."""
-        with self._engine.connect() as connection:
-            holding = connection.execute(
-                select(attempts.c.replica_id).where(attempts.c.status == "running").distinct()
-            )
-            live = [item["replica_id"] for item in views.read_replicas(connection)]
-            deadline = time.monotonic() + LEASE_S
-            self._leases = dict.fromkeys([*holding.scalars(), *live], deadline)
-
-    def _announce_change(self) -> None:
+    def _announce_change(self, commit: Commit) -> None:
+        self._metrics.note_commit(commit)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -340,6 +431,8 @@ class EventCollector:
             except StaleEpoch:
                 logger.warning("another collector has taken over; this one stops working")
                 return
+            except DiskFull as error:
+                logger.warning("a tick waits: %s", error)
             except Exception:  # leases and chunks must go on whatever one tick met
                 logger.exception("a collector tick failed; the next one tries again")
             try:
@@ -360,17 +453,48 @@ class EventCollector:
             )
             if not done:
                 self._urgent.set()
+        self._metrics.note_admission(applied=self._admission.is_applied)
+        await self._end_leases()
         now = time.monotonic()
-        self._extend_leases(now)
-        for replica_id in [r for r, until in self._leases.items() if until < now]:
+        if now - self._looked_at >= SLOW_TICK_S:
+            self._looked_at = now
+            await self._look_slowly()
+
+    async def _end_leases(self) -> None:
+        """Give up the replicas that have not been heard of for a lease."""
+        late_s = self._leases.extend(LATE_S)
+        if late_s:
+            logger.warning("the collector was held up for %.1f s; so are all leases", late_s)
+        reason = f"the replica has not been heard of for {LEASE_S:.0f} s"
+        for replica_id in self._leases.find_over():
+            if not self._leases.is_over(replica_id):  # heard of meanwhile
+                continue
             lost = await self._writer.write(
-                lambda c, r=replica_id: endings.lose(
-                    self._ledger, c, r, f"the replica has not been heard of for {LEASE_S:.0f} s"
-                )
+                lambda c, r=replica_id: endings.lose(self._ledger, c, r, "LeaseExpired", reason)
             )
-            self._leases.pop(replica_id, None)
+            self._leases.forget(replica_id)
             if lost:
                 logger.warning("replica %s is lost with %d attempts", replica_id, lost)
+
+    async def _look_slowly(self) -> None:
+        """What need not be looked at often: claims whose answer was lost, admission's end.
+
+        Also that nobody who may be alive is without a lease: what a replica holds would never be
+        given up.
+        """
+        self._leases.grant(await self._read(pool.find_watched))
+        before_ms = now_ms() - round(DROPPED_S * 1000)
+        for replica_id, held in self._leases.list_held():
+            if await self._read(lambda c, r=replica_id: claims.has_running(c, r, before_ms)):
+                await self._writer.write(
+                    lambda c, r=replica_id, h=held: endings.lose_dropped(
+                        self._ledger, c, r, h, before_ms
+                    )
+                )
+        if self._admission.is_applied and await self._read(
+            lambda c: self._admission.is_over(self._ledger, c)
+        ):
+            await self._writer.write(lambda c: self._admission.release(self._ledger, c))
 
 
 def _event_page(

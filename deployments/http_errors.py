@@ -36,6 +36,7 @@ STATUS: dict[type[errors.WtbError], HTTPStatus] = {
     errors.NotRetryable: HTTPStatus.CONFLICT,
     errors.NotForkable: HTTPStatus.CONFLICT,
     errors.TooManyPending: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.DiskFull: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ProjectError: HTTPStatus.UNPROCESSABLE_ENTITY,
 }

@@ -16,18 +16,24 @@ class Heartbeat(NamedTuple):
 class Directives(NamedTuple):
     """What a replica must do: `kill` names attempts that are cancelled or no longer its own.
 
-    `known` is false when the collector does not know the replica, which then registers again.
+    `known` is false when the collector does not know the replica, which then registers again. With
+    `drain` it takes no more work, stops what it holds at the next checkpoint and hands it back.
     """
 
     known: bool
     kill: list[tuple[str, int]]
+    drain: bool = False
 
 
 class Demand(NamedTuple):
-    """How many executions could start now; zero for a dispatcher without the lease."""
+    """How many executions could start now; zero for a dispatcher without the lease.
+
+    `running` counts the attempts that run.
+    """
 
     granted: bool
     claimable: int
+    running: int | None = None
 
 
 class Pressure(NamedTuple):
@@ -41,10 +47,19 @@ class Pressure(NamedTuple):
 
 
 class PoolReport(NamedTuple):
-    """The executor replicas that Serve lists, and those of them that run."""
+    """The executor replicas that Serve lists, those of them that run and those it stops."""
 
     listed: list[str]
     running: list[str]
+    stopping: list[str]
     slots: int
     max_replicas: int
     max_queued: int
+
+
+class Death(NamedTuple):
+    """An executor replica whose process is known to be dead, found by its actor."""
+
+    actor_id: str
+    error_type: str
+    error_message: str

@@ -1,108 +1,94 @@
-"""How the executor pool grows and shrinks, and who watches it.
+"""How the executor pool grows and shrinks: it grows with the load, and shrinks by idle replicas.
 
-The policy is a plain function that Serve imports by name. The watcher asks Serve's controller for
-its replicas, because Serve tells user code nothing of its own accord.
+Serve chooses whom it stops: replicas that do not run yet, then those that are not on the head node,
+node by node, each time the newest (`DeploymentScheduler._get_replicas_to_stop` in Ray 2.60). It
+does not ask whether they are idle, so the policy does, and shrinks by as many as would be idle
+whichever node Serve begins with. What comes in just then is finished or handed back.
 """
 
-import asyncio
-import logging
+import functools
 import math
-from typing import Any, NamedTuple
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from ray.serve.config import AutoscalingContext
 
-from deployments.calls import Handle, call
-from deployments.messages import PoolReport
-from wtb_core.errors import WtbError
-
-logger = logging.getLogger("ray.serve")
-
-WATCH_S = 1.0
-CONTROLLER = "SERVE_CONTROLLER_ACTOR"
-CONTROLLER_TIMEOUT_S = 5.0
+FRESH_S = 5.0
+"""How old the last word of a replica may be; one that says nothing is taken for busy."""
+HEAD_RESOURCE = "node:__internal_head__"
 
 
-def never_shrink_while_busy(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-    """Enough replicas for the calls that run or wait; fewer only when there are none.
+class FollowLoad:
+    """Serve's autoscaling policy; it makes one for each deployment of the executors.
 
-    Serve stops the newest replica when it shrinks, not an idle one, so shrinking waits for calm.
+    As many replicas as the calls that run or wait fill. Fewer only when that has been so for
+    `shrink_after_s`, and by no more than are idle at that moment.
     """
-    calls = context.total_num_requests
-    assert context.config is not None
-    wanted = math.ceil(calls / context.config.get_target_ongoing_requests())
-    return (max(wanted, context.target_num_replicas) if calls > 0 else wanted), {}
 
+    def __init__(self, shrink_after_s: float) -> None:
+        self._shrink_after_s = shrink_after_s
+        self._calm_since: float | None = None
 
-class Replica(NamedTuple):
-    """An executor replica as Serve's controller lists it."""
-
-    replica_id: str
-    actor_id: str
-    state: str
-
-
-class PoolLimits(NamedTuple):
-    """The executor deployment's configuration, for events and answers."""
-
-    slots: int
-    min_replicas: int
-    max_replicas: int
-    max_queued: int
-
-
-class PoolWatcher:
-    """Knows the executor replicas and tells the collector when they change."""
-
-    def __init__(
-        self, collector: Handle, app_name: str, deployment: str, limits: PoolLimits
-    ) -> None:
-        self._collector = collector
-        self._app_name = app_name
-        self._deployment = deployment
-        self._limits = limits
-        self._reported: list[Replica] | None = None
-        self.replicas: list[Replica] = []
-
-    def count_slots(self) -> int:
-        """Slots of the replicas that run now."""
-        return self._limits.slots * sum(r.state == "RUNNING" for r in self.replicas)
-
-    async def run_forever(self) -> None:
-        """Look once a second until cancelled; a failed look is tried again."""
-        while True:
-            try:
-                self.replicas = await self._look()
-                if self.replicas != self._reported:
-                    await self._report()
-            except (RayError, WtbError, TimeoutError, ValueError) as error:
-                logger.warning("the pool could not be looked at: %s", error)
-            await asyncio.sleep(WATCH_S)
-
-    async def _look(self) -> list[Replica]:
-        controller = ray.get_actor(CONTROLLER, namespace="serve")
-        details: dict[str, Any] = await asyncio.wait_for(
-            controller.get_serve_instance_details.remote(), CONTROLLER_TIMEOUT_S
+    def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+        """The number of replicas that there should be."""
+        assert context.config is not None
+        target = context.target_num_replicas
+        wanted = math.ceil(
+            context.total_num_requests / context.config.get_target_ongoing_requests()
         )
-        deployments = details["applications"].get(self._app_name, {}).get("deployments", {})
-        prefix = f"SERVE_REPLICA::{self._app_name}#{self._deployment}#"
-        return [
-            Replica(
-                prefix + str(replica["replica_id"]).rpartition("#")[2],
-                str(replica.get("actor_id") or ""),
-                str(getattr(replica["state"], "value", replica["state"])),
-            )
-            for replica in deployments.get(self._deployment, {}).get("replicas", [])
-        ]
+        if wanted >= target:
+            self._calm_since = None
+            return wanted, {}
+        now = time.monotonic()
+        if self._calm_since is None:
+            self._calm_since = now
+        if now - self._calm_since < self._shrink_after_s:
+            return target, {}
+        return max(wanted, target - _count_idle(context)), {}
 
-    async def _report(self) -> None:
-        report = PoolReport(
-            listed=[replica.replica_id for replica in self.replicas],
-            running=[r.replica_id for r in self.replicas if r.state == "RUNNING"],
-            slots=self._limits.slots,
-            max_replicas=self._limits.max_replicas,
-            max_queued=self._limits.max_queued,
-        )
-        if await call(self._collector, "report_pool", report):
-            self._reported = self.replicas
+
+@functools.cache
+def _find_place() -> dict[str, float]:
+    """The node of this process as a number, which is all that Serve hands to a policy."""
+    node_id = ray.get_runtime_context().get_node_id()
+    is_head = any(
+        node["NodeID"] == node_id and HEAD_RESOURCE in node["Resources"] for node in ray.nodes()
+    )
+    return {"node": float(int(node_id[:12], 16)), "on_head": float(is_head)}
+
+
+def describe_load(held: int) -> dict[str, float]:
+    """What a replica that holds so many attempts tells the policy."""
+    return {"held": float(held), **_find_place()}
+
+
+def _count_idle(context: AutoscalingContext) -> int:
+    """How many replicas Serve could stop now with none of them at work."""
+    series = context.raw_metrics or {}
+    oldest = (context.current_time or time.time()) - FRESH_S
+
+    def read(name: str, replica: Any) -> float | None:
+        points = series.get(name, {}).get(replica, ())
+        return points[-1].value if points and points[-1].timestamp >= oldest else None
+
+    head: list[bool] = []
+    others: defaultdict[float | None, list[bool]] = defaultdict(list)
+    for replica in reversed(context.running_replicas):
+        idle = read("held", replica) == 0
+        if read("on_head", replica) == 1:
+            head.append(idle)
+        else:
+            others[read("node", replica)].append(idle)
+    starting = max(context.target_num_replicas - len(context.running_replicas), 0)
+    busy = [node for node in others.values() if not all(node)]
+    if busy:
+        return starting + min(map(_count_leading, busy))
+    return starting + sum(map(len, others.values())) + _count_leading(head)
+
+
+def _count_leading(idle: Sequence[bool]) -> int:
+    """How many are idle before the first that is not."""
+    return idle.index(False) if False in idle else len(idle)

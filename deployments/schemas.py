@@ -359,10 +359,18 @@ class ProjectPage(_Answer):
 
 
 class Replica(_Answer):
-    """An executor replica that has registered."""
+    """An executor replica that has registered; `draining` while Serve stops it.
+
+    `running` of its slots hold an execution. `restart_count` is how many failed ones before it have
+    had its place.
+    """
 
     replica_id: str
     actor_id: str
+    status: Literal["live", "draining"]
+    slots: int
+    running: int
+    restart_count: int
     initialized_at: str
     isolation: dict[str, Any]
 
@@ -384,16 +392,58 @@ class PoolLimits(_Answer):
     max_queued: int
 
 
+class Permits(_Answer):
+    """The calls to executors that are out: each takes a slot and then an execution.
+
+    `queued` of them wait in Serve's queue. There is room for `window`.
+    """
+
+    outstanding: int
+    queued: int
+    most_outstanding: int
+    window: int
+
+
+class PressureLevel(_Answer):
+    """Backpressure with its present numbers; `since` is null while it is not applied.
+
+    Of the executor queue: permits that wait, how many may, and executions that are ready and have
+    no permit. Of admission: unfinished executions, how many there may be, and those of the batch
+    that was refused last.
+    """
+
+    applied: bool
+    since: str | None
+    queued: int
+    limit: int
+    held: int
+
+
+class PressureLevels(_Answer):
+    """The two levels that have events; beyond them the ingress itself answers 503."""
+
+    executor_queue: PressureLevel
+    admission: PressureLevel
+
+
 class Pool(_Answer):
-    """Replicas, slots, queues."""
+    """Replicas, slots, queues and backpressure.
+
+    `backpressure` is that of the executor queue. `refused_results` counts the late results of
+    attempts that were taken for lost, since the collector started.
+    """
 
     replicas: list[Replica]
     listed: list[ListedReplica]
     slots: int
+    running_executions: int
     unfinished_executions: int
     claimable_executions: int
     outstanding_permits: int
+    permits: Permits
     backpressure: bool
+    pressure: PressureLevels
+    refused_results: int
     limits: PoolLimits
     max_pending_executions: int
 

@@ -9,7 +9,8 @@ per second: the more clients wait for their turn, the more events a chunk holds.
 import asyncio
 import json
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +33,11 @@ RETRY_PAUSE_S = 0.5
 
 ReadEvents = Callable[[str, int, int, int], Awaitable[tuple[list[dict[str, Any]], bool]]]
 """`(batch_id, after, limit, wait_ms)` to events, and whether the batch ended with them."""
+
+
+def _start_for_all[Result](work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
+    """A task outside of the request that starts it: Serve cancels what belongs to one that ends."""
+    return asyncio.get_running_loop().create_task(work, context=Context())
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +143,7 @@ class _Pages:
         key = batch_id, number
         task = self._reads.get(key)
         if task is None:
-            task = self._reads[key] = asyncio.ensure_future(
+            task = self._reads[key] = _start_for_all(
                 self._log.read(batch_id, number * PAGE_EVENTS, 0)
             )
             task.add_done_callback(lambda done: self._keep(key, done))
@@ -167,7 +173,7 @@ class _Tail:
         self.watchers = 0
         self._chunks: deque[Chunk] = deque()
         self._news = asyncio.Event()
-        self.task = asyncio.ensure_future(self._follow())
+        self.task = _start_for_all(self._follow())
 
     async def wait(self, after: int, timeout_s: float) -> None:
         """Until there is an event above `after`, or the end, or the time is over."""

@@ -47,11 +47,23 @@ class Origin(_Message):
     state: dict[str, Any] | None = None
 
 
+class ResumePoint(_Message):
+    """The root checkpoint that an attempt goes on from, after an earlier one was lost.
+
+    `attempt` is the one that stored it. `history` is the blob that holds it, null when it is in the
+    checkpoint store of the node.
+    """
+
+    attempt: int
+    checkpoint_id: str
+    history: str | None = None
+
+
 class Assignment(_Message):
     """One attempt, complete: whoever holds it needs nothing else to run it.
 
     `attempt` counts from 1 and is also the fence of the attempt's checkpoints. `origin` is set for
-    a fork.
+    a fork; with a `resume` it has been applied already.
     """
 
     execution_id: str
@@ -65,8 +77,17 @@ class Assignment(_Message):
     evaluators: list[str]
     limits: Limits
     workspace: Workspace
-    resumed_from: str | None = None
+    resume: ResumePoint | None = None
     origin: Origin | None = None
+
+    @property
+    def names(self) -> dict[str, str | int]:
+        """What a log line about the attempt carries as `extra`."""
+        return {
+            "batch_id": self.batch_id,
+            "execution_id": self.execution_id,
+            "attempt": self.attempt,
+        }
 
 
 class Failure(_Message):
@@ -129,6 +150,8 @@ class Outcome(_Message):
     `cut_logs` names those of which only the beginning was kept.
     `history` is the blob of the attempt's checkpoints, see `history.py`; `start_commit_id` names
     the files that user code found, and `files` those it left.
+    `drained` says that the replica is being stopped and hands the execution back: the failure is
+    `lost`, and the attempt does not count.
     `start` says whether the process was forked from the warm zygote or was a new interpreter, and
     `start_reason` why it was not forked. A failed attempt has a failure, and only that one.
     """
@@ -154,6 +177,12 @@ class Outcome(_Message):
     start_reason: str | None = None
     isolation: dict[str, Any] = {}
     usage: dict[Text, dict[Text, float]] = {}
+    drained: bool = False
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the next attempt goes on from this one's checkpoints, so that they must stay."""
+        return self.failure is not None and self.failure.kind == "lost"
 
     @model_validator(mode="after")
     def _check_failure(self) -> Self:

@@ -9,6 +9,7 @@ import bisect
 import json
 import sqlite3
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -20,6 +21,7 @@ from wtb_core.history import (
     History,
     Integer,
     Namespace,
+    Size,
     Text,
     ValueRow,
     Word,
@@ -34,7 +36,7 @@ CREATE TABLE IF NOT EXISTS checkpoints (
     source TEXT, step INTEGER, type TEXT NOT NULL, body BLOB NOT NULL,
     metadata_type TEXT NOT NULL, metadata BLOB NOT NULL, versions TEXT NOT NULL,
     stored_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    file_commit TEXT, resumable INTEGER NOT NULL, shown TEXT,
+    file_commit TEXT, resumable INTEGER NOT NULL, shown TEXT, answered INTEGER NOT NULL DEFAULT 0,
     UNIQUE (storage_key, ns, id));
 CREATE TABLE IF NOT EXISTS channel_values (
     storage_key TEXT NOT NULL, ns TEXT NOT NULL, channel TEXT NOT NULL, version TEXT NOT NULL,
@@ -50,9 +52,11 @@ CREATE TABLE IF NOT EXISTS fences (
     execution_id TEXT PRIMARY KEY, attempt INTEGER NOT NULL) WITHOUT ROWID;
 """
 
+_ROW_TABLES = ("checkpoints", "channel_values", "writes")
+
 _CHECKPOINT_FIELDS = (
     *("ns", "checkpoint_id", "parent_id", "source", "step", "type", "metadata_type"),
-    *("stored_at", "file_commit", "shown", "body", "metadata"),
+    *("stored_at", "file_commit", "shown", "answered", "body", "metadata"),
 )
 _VALUE_FIELDS = ("ns", "channel", "version", "type", "body")
 _WRITE_FIELDS = ("ns", "checkpoint_id", "task_path", "task_id", "idx", "channel", "type", "body")
@@ -86,6 +90,7 @@ class PutHeader(BaseModel):
     versions: dict[Text, Text]
     channels: list[tuple[Text, Text, Word]]
     shown: str | None
+    answered: Size = 0
 
 
 class WritesHeader(BaseModel):
@@ -98,6 +103,13 @@ class WritesHeader(BaseModel):
     task_path: Text
     task_id: Text
     writes: list[tuple[Integer, Text, Word]]
+
+
+def complete(db: sqlite3.Connection) -> None:
+    """Add to the tables of an earlier version what they lack."""
+    columns = {name for _, name, *_ in db.execute("PRAGMA table_info(checkpoints)")}
+    if "answered" not in columns:
+        db.execute("ALTER TABLE checkpoints ADD COLUMN answered INTEGER NOT NULL DEFAULT 0")
 
 
 def put(
@@ -114,18 +126,18 @@ def put(
     )
     db.execute(
         "INSERT INTO checkpoints (storage_key, ns, id, parent, source, step, type, body,"
-        " metadata_type, metadata, versions, file_commit, resumable, shown)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " metadata_type, metadata, versions, file_commit, resumable, shown, answered)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (storage_key, ns, id) DO UPDATE SET parent = excluded.parent,"
         " source = excluded.source, step = excluded.step, type = excluded.type,"
         " body = excluded.body, metadata_type = excluded.metadata_type,"
         " metadata = excluded.metadata, versions = excluded.versions,"
         " file_commit = excluded.file_commit, resumable = excluded.resumable,"
-        " shown = excluded.shown",
+        " shown = excluded.shown, answered = excluded.answered",
         (
             *(key, header.ns, header.id, header.parent, header.source, header.step),
             *(header.type, body, header.metadata_type, metadata, json.dumps(header.versions)),
-            *(commit, commit is not None, header.shown),
+            *(commit, commit is not None, header.shown, header.answered),
         ),
     )
 
@@ -212,8 +224,53 @@ def list_names(
 
 def delete(db: sqlite3.Connection, key: str) -> None:
     """Delete everything that is stored under a key."""
-    for table in ("checkpoints", "channel_values", "writes"):
+    for table in _ROW_TABLES:
         db.execute(f"DELETE FROM {table} WHERE storage_key = ?", (key,))  # noqa: S608 - our tables
+
+
+def list_keys(db: sqlite3.Connection) -> list[str]:
+    """Every key that something is stored under."""
+    found = db.execute(
+        "SELECT storage_key FROM checkpoints UNION SELECT storage_key FROM channel_values"
+        " UNION SELECT storage_key FROM writes"
+    )
+    return [key for (key,) in found]
+
+
+def list_fenced(db: sqlite3.Connection) -> list[str]:
+    """Every execution that has a fence."""
+    return [name for (name,) in db.execute("SELECT execution_id FROM fences")]
+
+
+def list_commits(db: sqlite3.Connection) -> list[str]:
+    """The file commits of all checkpoints."""
+    found = db.execute("SELECT DISTINCT file_commit FROM checkpoints WHERE file_commit NOTNULL")
+    return [commit for (commit,) in found]
+
+
+def drop_fences(db: sqlite3.Connection, execution_ids: Iterable[str]) -> None:
+    """Forget executions whose batch is gone; none of their attempts can store anything then."""
+    db.executemany("DELETE FROM fences WHERE execution_id = ?", [(name,) for name in execution_ids])
+
+
+def delete_execution(db: sqlite3.Connection, execution_id: str) -> None:
+    """Delete all attempts of an execution, and its fence."""
+    # Keys have a slash after the id, and "0" is what follows a slash.
+    for table in _ROW_TABLES:
+        db.execute(
+            f"DELETE FROM {table} WHERE storage_key >= ? AND storage_key < ?",  # noqa: S608 - our tables
+            (f"{execution_id}/", f"{execution_id}0"),
+        )
+    db.execute("DELETE FROM fences WHERE execution_id = ?", (execution_id,))
+
+
+def list_executions(db: sqlite3.Connection, after: str, limit: int) -> list[str]:
+    """Executions of which an attempt has begun here, in the order of their ids."""
+    found = db.execute(
+        "SELECT execution_id FROM fences WHERE execution_id > ? ORDER BY execution_id LIMIT ?",
+        (after, limit),
+    )
+    return [execution_id for (execution_id,) in found]
 
 
 def list_stored(
@@ -234,7 +291,8 @@ def export(db: sqlite3.Connection, key: str) -> History:
     checkpoints: list[CheckpointRow] = []
     for seq, versions, *row in db.execute(
         "SELECT seq, versions, ns, id, parent, source, step, type, metadata_type, stored_at,"
-        " file_commit, shown, body, metadata FROM checkpoints WHERE storage_key = ? ORDER BY seq",
+        " file_commit, shown, answered, body, metadata FROM checkpoints WHERE storage_key = ?"
+        " ORDER BY seq",
         (key,),
     ):
         seqs.append(seq)
@@ -260,37 +318,35 @@ def export(db: sqlite3.Connection, key: str) -> History:
 
 
 class Chosen(NamedTuple):
-    """What a fork takes of a history: positions of checkpoints, ascending, the head's last."""
+    """What an attempt that goes on takes: positions of checkpoints, ascending, the head's last."""
 
     positions: list[int]
     head: int
     ancestors: set[str]
 
 
-def choose(history: History, checkpoint_id: str) -> Chosen:
-    """What a fork from a root checkpoint takes.
+def choose(
+    checkpoints: Sequence[CheckpointRow] | Sequence[StoredCheckpoint], checkpoint_id: str
+) -> Chosen:
+    """What an attempt that goes on from a root checkpoint takes of those of another attempt.
 
     Raises:
         NotFound: when there is no such root checkpoint.
         InvalidHistory: when one of its ancestors is not there.
     """
-    roots = {
-        row.checkpoint_id: position
-        for position, row in enumerate(history.checkpoints)
-        if not row.ns
-    }
+    roots = {row.checkpoint_id: position for position, row in enumerate(checkpoints) if not row.ns}
     if checkpoint_id not in roots:
         raise NotFound("root checkpoint", checkpoint_id)
     head = position = roots[checkpoint_id]
     chain = {head}
-    while (parent := history.checkpoints[position].parent_id) is not None:
+    while (parent := checkpoints[position].parent_id) is not None:
         found = roots.get(parent)
         if found is None or found >= position:
-            child = history.checkpoints[position].checkpoint_id
+            child = checkpoints[position].checkpoint_id
             raise InvalidHistory(f"the parent {parent} of checkpoint {child} is not before it")
         chain.add(position := found)
-    nested = {index for index in range(head) if history.checkpoints[index].ns}
-    ancestors = {history.checkpoints[index].checkpoint_id for index in chain - {head}}
+    nested = {index for index in range(head) if checkpoints[index].ns}
+    ancestors = {checkpoints[index].checkpoint_id for index in chain - {head}}
     return Chosen(sorted(chain | nested), head, ancestors)
 
 
@@ -319,12 +375,13 @@ def _insert(db: sqlite3.Connection, key: str, history: History, chosen: Chosen) 
         versions[row.ns].update(row.versions.items())
         cursor = db.execute(
             "INSERT INTO checkpoints (storage_key, ns, id, parent, source, step, type, body,"
-            " metadata_type, metadata, versions, stored_at, file_commit, resumable, shown)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " metadata_type, metadata, versions, stored_at, file_commit, resumable, shown,"
+            " answered) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(key, row.ns, row.checkpoint_id, row.parent_id, row.source, row.step),
                 *(row.type, row.body, row.metadata_type, row.metadata, json.dumps(row.versions)),
                 *(row.stored_at, row.file_commit, row.file_commit is not None, row.shown),
+                row.answered,
             ),
         )
         seqs.append(cursor.lastrowid or 0)

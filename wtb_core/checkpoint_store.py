@@ -27,9 +27,11 @@ from pydantic import ValidationError
 
 from wtb_core import checkpoint_rows as rows
 from wtb_core.checkpoint_rows import StoredCheckpoint
-from wtb_core.errors import FenceError, ThreadRefused, Unavailable, WireError, WtbError
+from wtb_core.errors import DiskFull, FenceError, ThreadRefused, Unavailable, WireError, WtbError
 from wtb_core.history import History, parse_shown
 from wtb_core.sandbox.wire import Frame
+from wtb_core.space import is_full
+from wtb_core.turns import WriteTurn
 
 Track = Callable[[str], Awaitable[str | None]]
 """Commits the files at a checkpoint, given its id; None when they could not be committed."""
@@ -61,6 +63,7 @@ class CheckpointStore:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
+        self._turn = WriteTurn(path)
 
     def session(
         self, scope: Scope | None, track: Track | None = None, file_commit: str | None = None
@@ -94,13 +97,6 @@ class CheckpointStore:
         condition = "storage_key = ? ORDER BY seq"
         return await self.run(lambda db: rows.list_stored(db, condition, (key,)))
 
-    async def find_resume_point(self, scope: Scope) -> StoredCheckpoint | None:
-        """The last root checkpoint of an attempt whose files are committed."""
-        key = scope.storage_key
-        condition = "storage_key = ? AND ns = '' AND resumable ORDER BY seq DESC LIMIT 1"
-        found = await self.run(lambda db: rows.list_stored(db, condition, (key,)))
-        return found[0] if found else None
-
     async def export(self, scope: Scope) -> History:
         """All rows of an attempt."""
         return await self.run(lambda db: rows.export(db, scope.storage_key))
@@ -117,7 +113,7 @@ class CheckpointStore:
             InvalidHistory: when the checkpoint's ancestors are not in it.
             FenceError: when another attempt holds the execution's fence.
         """
-        chosen = rows.choose(history, checkpoint_id)
+        chosen = rows.choose(history.checkpoints, checkpoint_id)
 
         def insert(db: sqlite3.Connection) -> None:
             check_fence(db, scope)
@@ -135,6 +131,22 @@ class CheckpointStore:
         def delete(db: sqlite3.Connection) -> None:
             for attempt in range(1, up_to_attempt + 1):
                 rows.delete(db, Scope(execution_id, attempt).storage_key)
+
+        await self.run(delete)
+
+    async def list_executions(self, after: str, limit: int) -> list[str]:
+        """At most `limit` executions that something is kept of here, with ids above `after`."""
+        return await self.run(lambda db: rows.list_executions(db, after, limit))
+
+    async def forget_executions(self, execution_ids: Sequence[str]) -> None:
+        """Delete all that is kept of executions that have ended.
+
+        Without a fence nobody may store anything, so a process of theirs that still lives cannot.
+        """
+
+        def delete(db: sqlite3.Connection) -> None:
+            for execution_id in execution_ids:
+                rows.delete_execution(db, execution_id)
 
         await self.run(delete)
 
@@ -173,12 +185,19 @@ class CheckpointStore:
             jobs, closing = self._take()
             try:
                 db = db or _connect(self.path)
-                _commit(db, jobs)
+                with self._turn.take():
+                    _commit(db, jobs)
             except (sqlite3.Error, OSError) as error:
                 for job in jobs:
-                    job.fail(Unavailable(f"the checkpoint store {self.path} failed: {error}"))
+                    job.fail(self._explain(error))
         if db is not None:
-            db.close()
+            with self._turn.take():
+                db.close()
+
+    def _explain(self, error: Exception) -> Unavailable:
+        if is_full(error):
+            return DiskFull(str(self.path.parent), "the checkpoint store can take nothing more")
+        return Unavailable(f"the checkpoint store {self.path} failed: {error}")
 
     def _take(self) -> tuple[list["_Job"], bool]:
         jobs: list[_Job] = []
@@ -211,6 +230,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.executescript(rows.SCHEMA)
+        rows.complete(db)
     finally:
         os.close(directory)
     return db
@@ -312,6 +332,11 @@ class CheckpointSession:
                 return {}, []
             case operation:
                 raise WireError(f"{operation!r} is no checkpoint request")
+
+    def is_resumable(self, header: dict[str, Any]) -> bool:
+        """Whether the request that was answered last has stored a checkpoint to go on from."""
+        is_end = header.get("op") == "put" and header.get("source") == "loop"
+        return is_end and header.get("ns") == "" and self._is_tracked
 
     async def settle(self) -> None:
         """Wait for everything that was posted.

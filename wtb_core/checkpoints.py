@@ -25,6 +25,7 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
+from wtb_core.sandbox.progress import Progress
 from wtb_core.sandbox.rendering import MAX_STATE_BYTES, render_within
 from wtb_core.sandbox.wire import Channel, Frame
 
@@ -74,11 +75,19 @@ class SessionSaver(BaseCheckpointSaver[str]):
     """Checkpoints over a session, with the semantics of `InMemorySaver`.
 
     A channel's value is sent once per version: `put` carries the values of `new_versions` only.
+    How many answers the graph had been given, as `progress` says, is stored too.
     """
 
-    def __init__(self, session: Session, *, serde: SerializerProtocol | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        serde: SerializerProtocol | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         super().__init__(serde=serde)
         self._session = session
+        self._progress = progress or Progress()
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that `config` names, or the thread's latest."""
@@ -160,6 +169,7 @@ class SessionSaver(BaseCheckpointSaver[str]):
                 "step": metadata.get("step"),
                 "channels": channels,
                 "shown": None if namespace else _render_state(values),
+                "answered": self._progress.answered,
             },
             *blobs,
         )

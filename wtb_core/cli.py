@@ -20,6 +20,7 @@ from wtb_core.commands.options import (
     EXIT_USAGE,
 )
 from wtb_core.commands.projects import project
+from wtb_core.commands.pruning import prune
 from wtb_core.commands.service import demo, doctor, serve
 from wtb_core.display import strip_controls
 from wtb_core.errors import TooManyPending, Unavailable, WtbError
@@ -56,5 +57,5 @@ def main() -> None:
     """Batch-test variants of LangGraph workflows."""
 
 
-for command in (run, batch, execution, project, serve, demo, doctor):
+for command in (run, batch, execution, project, serve, demo, doctor, prune):
     main.add_command(command)

@@ -1,6 +1,7 @@
 """Where a service's data lies: the store, the blobs, and this node's private cache."""
 
 import fcntl
+import hashlib
 import os
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -58,7 +59,23 @@ class DataDir(NamedTuple):
     def create(self) -> "DataDir":
         """Make all directories, private to this user."""
         _make_private(self.path)
-        return self.create_on_node()
+        self.create_on_node()
+        if self.blob_dir is not None:
+            note = self._note(self.blob_dir)
+            note.parent.mkdir(mode=0o700, exist_ok=True)
+            note.write_text(f"{self.path}\n", encoding="utf-8", errors="surrogateescape")
+        return self
+
+    def find_sharers(self) -> list[Path]:
+        """The notes of other stores that have the same blobs; each says where its store is."""
+        if self.blob_dir is None:
+            return []
+        own = self._note(self.blob_dir)
+        return sorted(note for note in own.parent.glob("*") if note != own)
+
+    def _note(self, blobs: Path) -> Path:
+        name = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+        return blobs / "stores" / name
 
     def create_on_node(self) -> "DataDir":
         """Make what a node without the store needs."""

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import FrameType
 
@@ -78,31 +78,46 @@ def serving(config: Path, log: Path) -> Generator[subprocess.Popen[bytes]]:
 
     SIGTERM and SIGHUP end the block like Ctrl-C does.
     """
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, _interrupt)
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    end_on_signals()
+    service = launch(config, log)
+    try:
+        yield service
+    finally:
+        stop(service)
+
+
+def launch(
+    config: Path, log: Path, more: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start the service of `config`, in a session of its own; what it says goes to `log`.
+
+    Its environment is ours, with `more` over it.
+    """
+    inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     with log.open("wb") as output:
-        service = subprocess.Popen(  # noqa: S603 - our own command, no shell
+        return subprocess.Popen(  # noqa: S603 - our own command, no shell
             serve_command(config),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment | {"PYTHONUNBUFFERED": "1"},
+            env={**inherited, **(more or {}), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
-    try:
-        yield service
-    finally:
-        _stop(service)
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process like Ctrl-C does."""
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, _interrupt)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _stop(service: subprocess.Popen[bytes]) -> None:
+def stop(service: subprocess.Popen[bytes]) -> None:
     """End the service, then whatever of its descendants is still there."""
-    family = _find_family(service.pid)
+    family = find_family(service.pid)
     service.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
     for process in alive:
@@ -112,7 +127,8 @@ def _stop(service: subprocess.Popen[bytes]) -> None:
     service.wait()
 
 
-def _find_family(pid: int) -> list[psutil.Process]:
+def find_family(pid: int) -> list[psutil.Process]:
+    """A process and all that descend from it, none when it is gone."""
     try:
         parent = psutil.Process(pid)
         return [parent, *parent.children(recursive=True)]

@@ -9,11 +9,13 @@
     ├── Conflict             the idempotency key belongs to another spec
     ├── NotRetryable         a batch that has not ended, or has nothing to try again
     ├── NotForkable          a checkpoint that no execution can start from
+    ├── NotResumable         a lost attempt's checkpoint that its successor cannot go on from
     ├── Unauthorized         the request has no token that the service knows
     ├── Forbidden            the request comes from, or names, another machine
     ├── TooManyPending       admission: the limit of waiting executions is reached
     ├── RequestRefused       a server's answer that fits none of the others
     ├── Unavailable          the service cannot answer now; the same call may succeed later
+    ├── DiskFull             an Unavailable: a disk has no room for what was to be done
     ├── ProjectError         a project file or its code cannot be used
     ├── SetupError           an execution's process or workspace cannot be made
     ├── LaunchLost           a SetupError: what a process was to be forked from died meanwhile
@@ -158,6 +160,22 @@ class NotForkable(WtbError):
         return f"nothing can be forked from checkpoint {self.checkpoint_id}: {self.reason}"
 
 
+class NotResumable(WtbError):
+    """An attempt was to go on from a lost one's checkpoint, and it cannot be had any more."""
+
+    def __init__(self, checkpoint_id: str, attempt: int, reason: str) -> None:
+        super().__init__(checkpoint_id, attempt, reason)
+        self.checkpoint_id = checkpoint_id
+        self.attempt = attempt
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"checkpoint {self.checkpoint_id} of attempt {self.attempt}, which was lost, cannot be "
+            f"gone on from: {self.reason}"
+        )
+
+
 class Unauthorized(WtbError):
     """The service wants a bearer token, and the request has none that it knows."""
 
@@ -183,11 +201,12 @@ class Forbidden(WtbError):
 class TooManyPending(WtbError):
     """Accepting the batch would exceed `max_pending_executions` for now."""
 
-    def __init__(self, pending: int, limit: int, retry_after_s: int) -> None:
-        super().__init__(pending, limit, retry_after_s)
+    def __init__(self, pending: int, limit: int, retry_after_s: int, wanted: int = 0) -> None:
+        super().__init__(pending, limit, retry_after_s, wanted)
         self.pending = pending
         self.limit = limit
         self.retry_after_s = retry_after_s
+        self.wanted = wanted
 
     def __str__(self) -> str:
         return (
@@ -218,6 +237,16 @@ class Unavailable(WtbError):
 
     def __str__(self) -> str:
         return f"{self.what}; try again in {self.retry_after_s} s"
+
+
+class DiskFull(Unavailable):
+    """A disk has too little room; `where` is a directory on it."""
+
+    def __init__(self, where: str, detail: str, retry_after_s: int = 30) -> None:
+        super().__init__(f"the disk of {where} is full: {detail}", retry_after_s)
+        self.args = (where, detail, retry_after_s)
+        self.where = where
+        self.detail = detail
 
 
 class ProjectError(WtbError):

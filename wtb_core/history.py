@@ -47,6 +47,7 @@ class _CheckpointFacts(_Row):
     ]
     file_commit: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None
     shown: str | None
+    answered: Size = 0
 
 
 class _ValueFacts(_Row):
@@ -68,7 +69,10 @@ class _WriteFacts(_Row):
 
 
 class CheckpointRow(_CheckpointFacts):
-    """One checkpoint. `shown` is JSON text of its state, null when there is none to show."""
+    """One checkpoint. `shown` is JSON text of its state, null when there is none to show.
+
+    `answered` counts the case's answers that the graph had been given by then.
+    """
 
     body: bytes
     metadata: bytes
@@ -211,6 +215,23 @@ def read_summary(source: bytes | Path) -> list[CheckpointSummary]:
             index = _read_index(file, source.stat().st_size)
     sizes = {(row.ns, row.channel, row.version): row.body_bytes for row in index.values}
     return [_summarise(row, sizes) for row in index.checkpoints]
+
+
+def read_commits(source: Path) -> set[str]:
+    """The file commits that a blob's file names; its index is read, and not all of it checked.
+
+    Raises:
+        InvalidHistory: when it is none.
+        OSError: when the file cannot be read.
+    """
+    with source.open("rb") as file:
+        length = _index_bytes(file.read(_START_BYTES), source.stat().st_size)
+        text = file.read(length)
+    try:
+        rows: list[dict[str, Any]] = json.loads(text)["checkpoints"]
+        return {row["file_commit"] for row in rows} - {None}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InvalidHistory(str(error)) from error
 
 
 def find(summaries: Sequence[CheckpointSummary], checkpoint_id: str) -> CheckpointSummary:

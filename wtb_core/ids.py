@@ -32,6 +32,11 @@ def format_time(time_ms: int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def parse_time(text: str) -> int:
+    """The milliseconds since the epoch of a time as `format_time` writes it."""
+    return round(datetime.fromisoformat(text).timestamp() * 1000)
+
+
 def find_time(time_ms: int | None) -> str | None:
     """`format_time`, or null for what has not happened yet."""
     return None if time_ms is None else format_time(time_ms)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 CANCEL_TIMEOUT_S = 5.0
@@ -25,6 +25,30 @@ async def finish[Result](work: Awaitable[Result]) -> Result:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([running])
         raise
+
+
+async def finish_in_thread[Result](work: Callable[..., Result], *arguments: Any) -> Result:
+    """`work` in a thread, to its end even when the caller is cancelled: it cannot be stopped."""
+    return await finish(asyncio.to_thread(work, *arguments))
+
+
+class Background:
+    """Work beside what is waited for; used from one event loop."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Awaitable[None]) -> None:
+        """Do `work`; `settle` waits for it."""
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def settle(self) -> None:
+        """Wait until all has ended, also what was begun meanwhile."""
+        while running := list(self._running):
+            await asyncio.wait(running)  # which lets nothing else run when all are done
+            self._running.difference_update(running)
 
 
 class LoopThread:

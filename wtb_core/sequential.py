@@ -38,10 +38,10 @@ from wtb_core.states import TERMINAL_BATCH
 from wtb_core.store import acceptance, claims, endings, reuse, views
 from wtb_core.store.database import migrate, open_engine
 from wtb_core.store.ledger import Ledger
-from wtb_core.store.records import Claimant, Finish, Receipt, Trace
+from wtb_core.store.records import Claimant, Finish, Lookup, Receipt, Trace
 from wtb_core.store.rows import get_batch, parse_execution_id
 from wtb_core.store.views import ExecutionFilter
-from wtb_core.store.writer import Writer
+from wtb_core.store.writer import Commit, Writer
 from wtb_core.submission import DEFAULT_ADMISSION, check_key, expand, prepare, renew
 
 LOCAL = "local"
@@ -90,14 +90,13 @@ class BatchTestRunner:
     async def run(self, batch_id: str) -> None:
         """Run a batch to its end."""
         await self._writer.write(
-            lambda c: endings.lose(self._ledger, c, LOCAL, "the runner before this one ended")
+            lambda c: endings.lose(
+                self._ledger, c, LOCAL, "RunnerDied", "the runner before this one ended"
+            )
         )
         while True:
             await self._continue(batch_id)
-            claimant = Claimant(new_event_id(), LOCAL, LOCAL)
-            assignment = await self._writer.write(
-                lambda c, who=claimant: claims.claim(self._ledger, c, who, batch_id)
-            )
+            assignment = await self._claim(batch_id)
             if assignment is not None:
                 await self._carry_out(assignment)
             elif self.read_batch(batch_id)["status"] in TERMINAL_BATCH:
@@ -287,6 +286,18 @@ class BatchTestRunner:
         if unsettled or overdue:
             await self._writer.write(lambda c: endings.continue_batch(self._ledger, c, batch_id))
 
+    async def _claim(self, batch_id: str) -> Assignment | None:
+        """The next execution; one that was lost goes on from its last checkpoint."""
+        claimant = Claimant(new_event_id(), LOCAL, LOCAL)
+        while True:
+            answer = await self._writer.write(
+                lambda c, who=claimant: claims.claim(self._ledger, c, who, batch_id)
+            )
+            if not isinstance(answer, Lookup):
+                return answer
+            offer = await self._runner.find_offer(answer)
+            claimant = claimant._replace(offers=(*claimant.offers, offer))
+
     async def _carry_out(self, assignment: Assignment) -> None:
         watching = asyncio.create_task(self._watch_for_cancel(assignment))
         try:
@@ -304,7 +315,8 @@ class BatchTestRunner:
             output_bytes=size,
         )
         await self._writer.write(lambda c: endings.finish(self._ledger, c, finish))
-        await self._runner.forget(assignment)
+        if not outcome.is_lost:
+            await self._runner.forget(assignment)
 
     async def _watch_for_cancel(self, assignment: Assignment) -> None:
         while True:
@@ -315,12 +327,14 @@ class BatchTestRunner:
                     endings.find_wanted_attempts(connection, LOCAL)
                 )
             if not wanted:
-                await self._runner.cancel(assignment.execution_id, "cancelled on request")
+                await self._runner.cancel(
+                    assignment.execution_id, assignment.attempt, "cancelled on request"
+                )
                 return
 
     async def _find_setup(self, _project: str, version: str) -> Any:
         return await self._versions.prepare(version)
 
-    def _announce(self) -> None:
+    def _announce(self, _: Commit) -> None:
         with self._news:
             self._news.notify_all()

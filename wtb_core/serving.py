@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 import wtb_core
+from wtb_core.data import DataDir
 from wtb_core.errors import InvalidRequest, Unavailable
 from wtb_core.projects import find_project_files
 from wtb_core.testbench import DEFAULT_PROJECTS
@@ -61,6 +62,16 @@ class ServeConfig(NamedTuple):
     def data_dir(self) -> Path:
         """Where batches, events and files are kept."""
         return self.root / self.args.get("data_dir", ".wtb")
+
+    @property
+    def data(self) -> DataDir:
+        """All places of data."""
+        blobs, cache = (self.args.get(key) for key in ("blob_dir", "cache_dir"))
+        return DataDir(
+            self.data_dir,
+            None if blobs is None else self.root / blobs,
+            None if cache is None else self.root / cache,
+        )
 
     @property
     def patterns(self) -> list[str]:

@@ -311,6 +311,7 @@ class BatchSpec(_Strict):
     limits: Limits = Limits()
     retry: Retry = Retry()
     workspace: Workspace = Workspace()
+    priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
     labels: Labels = {}
 
 

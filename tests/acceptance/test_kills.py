@@ -15,6 +15,14 @@ from pathlib import Path
 import psutil
 import yaml
 
+from benchmarks.services import (
+    find_mounts,
+    find_role,
+    find_sandboxed,
+    list_leftovers,
+    split_sandboxed,
+    write_config,
+)
 from wtb_core.demo import find_free_port, serving, wait_until_ready
 from wtb_core.testbench import TestBench
 
@@ -58,54 +66,15 @@ def build():
 """
 
 
-def write_config(folder: Path, port: int) -> Path:
+def make_service(folder: Path, port: int) -> Path:
+    """The config of a service with the project."""
     project = folder / "projects" / "steps"
     (project / "workspace").mkdir(parents=True)
     (project / "workspace" / "base.txt").write_text("base")
     (project / "graph.py").write_text(GRAPH)
     definition = {"name": "steps", "graph": "./graph.py:build", "workspace": "./workspace"}
     (project / "project.yaml").write_text(yaml.safe_dump(definition))
-    application = {
-        "name": "wtb",
-        "route_prefix": "/",
-        "import_path": "deployments.app:build_app",
-        "args": {"root": str(folder), "projects": ["projects/*/project.yaml"]},
-    }
-    config = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [application],
-    }
-    path = folder / "serve_config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def find_sandboxed(folder: Path) -> list[psutil.Process]:
-    """Processes beside or of user code: all have the HOME of a zygote below the folder."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get("HOME", "").startswith(str(folder)):
-                found.append(process)
-    return found
-
-
-def find_replicas(service_pid: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process(service_pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if "VariantExecutor" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
-def find_depth(process: psutil.Process, family: list[psutil.Process]) -> int:
-    """How many of the family are above: none for a stem, then a launcher, a zygote, a child."""
-    pids = {member.pid for member in family}
-    with contextlib.suppress(psutil.Error):
-        return sum(parent.pid in pids for parent in process.parents())
-    return 0
+    return write_config(folder, port)
 
 
 @contextlib.contextmanager
@@ -128,14 +97,13 @@ def killing(folder: Path, service_pid: int) -> Iterator[Counter[str]]:
         next_replica = time.monotonic() + REPLICA_EVERY_S / 2
         next_nursery = time.monotonic() + NURSERY_EVERY_S
         while not ended.wait(CHILD_EVERY_S):
-            found = find_sandboxed(folder)
-            depths = {process.pid: find_depth(process, found) for process in found}
-            kill("child", [process for process in found if depths[process.pid] >= 3])
+            nurseries, children = split_sandboxed(folder)
+            kill("child", children)
             if time.monotonic() > next_nursery:
-                kill("nursery", [process for process in found if depths[process.pid] < 3])
+                kill("nursery", nurseries)
                 next_nursery = time.monotonic() + NURSERY_EVERY_S
             if time.monotonic() > next_replica:
-                kill("replica", find_replicas(service_pid))
+                kill("replica", find_role(service_pid, "replica"))
                 next_replica = time.monotonic() + REPLICA_EVERY_S
 
     thread = threading.Thread(target=run)
@@ -147,27 +115,11 @@ def killing(folder: Path, service_pid: int) -> Iterator[Counter[str]]:
         thread.join()
 
 
-def list_leftovers(data: Path) -> list[str]:
-    """Attempts' directories, and those of zygotes whose process is gone."""
-    left = [str(path) for path in (data / "runs").glob("*/*")]
-    alive = {path.name.partition("-")[0] for path in (data / "owners").iterdir()}
-    zygotes = (data / "zygotes").iterdir()
-    return left + [str(path) for path in zygotes if path.name.partition("-")[0] not in alive]
-
-
 def wait_for_none(find, deadline_s: float) -> None:
     end = time.monotonic() + deadline_s
     while found := find():
         assert time.monotonic() < end, found
         time.sleep(0.5)
-
-
-def find_mounts(folder: Path) -> list[str]:
-    found = []
-    for mounts in Path("/proc").glob("[0-9]*/mountinfo"):
-        with contextlib.suppress(OSError):
-            found += [line for line in mounts.read_text().splitlines() if str(folder) in line]
-    return found
 
 
 def list_special_descriptors(pid: int) -> list[str]:
@@ -183,7 +135,7 @@ def list_special_descriptors(pid: int) -> list[str]:
 def test_kills_leave_nothing_behind(tmp_path: Path) -> None:
     port = find_free_port()
     url = f"http://127.0.0.1:{port}"
-    config = write_config(tmp_path, port)
+    config = make_service(tmp_path, port)
     spec = {
         "project": "steps",
         "variants": [{"name": "only"}],
@@ -202,7 +154,7 @@ def test_kills_leave_nothing_behind(tmp_path: Path) -> None:
             wait_for_none(lambda: list_leftovers(tmp_path / ".wtb"), 90)
             sleeping = lambda: [p for p in find_sandboxed(tmp_path) if p.name() == "sleep"]  # noqa: E731
             wait_for_none(sleeping, 10)
-            for replica in find_replicas(service.pid):
+            for replica in find_role(service.pid, "replica"):
                 wait_for_none(lambda pid=replica.pid: list_special_descriptors(pid), 10)
     wait_for_none(lambda: find_sandboxed(tmp_path), 10)
     assert find_mounts(tmp_path) == []

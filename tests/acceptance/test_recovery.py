@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
+from benchmarks.services import find_role, write_config
 from wtb_core.demo import find_free_port, serving, wait_until_ready
 from wtb_core.events import ends_execution
 from wtb_core.report import BatchFold
@@ -42,25 +42,13 @@ SPEC = {
 }
 
 
-def write_config(folder: Path, port: int) -> Path:
+def make_service(folder: Path, port: int) -> Path:
+    """The config of a service with the project."""
     project = folder / "projects" / "steps"
     project.mkdir(parents=True, exist_ok=True)
     (project / "graph.py").write_text(GRAPH)
     (project / "project.yaml").write_text("name: steps\ngraph: ./graph.py:build\n")
-    application = {
-        "name": "wtb",
-        "route_prefix": "/",
-        "import_path": "deployments.app:build_app",
-        "args": {"root": str(folder), "projects": ["projects/*/project.yaml"]},
-    }
-    config = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [application],
-    }
-    path = folder / "serve_config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return write_config(folder, port)
 
 
 def run_until(bench: TestBench, completed: int) -> str:
@@ -95,13 +83,12 @@ def check(bench: TestBench, batch_id: str) -> list[dict[str, Any]]:
 def test_a_killed_replica_and_a_killed_service_lose_nothing(tmp_path: Path) -> None:
     port = find_free_port()
     url = f"http://127.0.0.1:{port}"
-    config = write_config(tmp_path, port)
+    config = make_service(tmp_path, port)
     with serving(config, tmp_path / "first.log") as service:
         wait_until_ready(url, service, tmp_path / "first.log")
         with TestBench.connect(url) as bench:
             # Looking for processes takes a while, in which what runs could end.
-            family = psutil.Process(service.pid).children(recursive=True)
-            victims = [p for p in family if "VariantExecutor" in " ".join(p.cmdline())]
+            victims = find_role(service.pid, "replica")
             batch_id = run_until(bench, 4)
             for victim in victims:
                 victim.kill()

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from sandbox_bench import PROJECTS, Bench, wait_until
 
-from wtb_core import engine
+from wtb_core import attempt_run
 from wtb_core.sandbox import probes
 from wtb_core.sandbox.confinement import MAX_OPEN_FILES
-from wtb_core.sandbox.ladder import Grade, Sandbox
+from wtb_core.sandbox.ladder import Grade
 from wtb_core.sandbox.probes import PROBES, Finding, Surroundings
 from wtb_core.sandbox.probes.findings import MARK
 from wtb_core.sandbox.processes import Confinement
@@ -36,16 +36,6 @@ LIMITS = {"memory": 192 * MIB, "processes": 40, "file_size": 24 * MIB, "timeout"
 DISK_BYTES = 640 * MIB
 
 
-class ForcedSandbox(Sandbox):
-    """A rung of the ladder, whatever else the machine offers."""
-
-    rung = "A"
-
-    async def find_grade(self) -> Grade:
-        workspace, confinement = RUNGS[self.rung]
-        return Grade(workspace=workspace, confinement=confinement, missed=[])
-
-
 class HostileBench(Bench):
     """A bench whose data directory has marks, with the project `attacks` in its bases."""
 
@@ -55,13 +45,11 @@ class HostileBench(Bench):
         Path.home().joinpath(".ssh").mkdir()
         Path.home().joinpath(".ssh", "id_mark").write_bytes(MARK)
         root.joinpath("wtb.db").write_bytes(b"SQLite format 3\0")
-        super().__init__(root)
-        self.sandbox = ForcedSandbox(root / "runs", hidden=[root])
-        self.sandbox.rung = rung
-        self.engine.sandbox = self.sandbox
-        engine.MAX_DISK_BYTES = DISK_BYTES
-        engine._DISK_LOOK_S = 0.02
-        engine._DISK_LOOK_SHARE = 1.0
+        workspace, confinement = RUNGS[rung]
+        super().__init__(root, grade=Grade(workspace=workspace, confinement=confinement, missed=[]))
+        attempt_run.MAX_DISK_BYTES = DISK_BYTES
+        attempt_run.DISK_LOOK_S = 0.02
+        attempt_run.DISK_LOOK_SHARE = 1.0
         base = root / "bases" / "version"
         shutil.copytree(PROJECTS / "attacks", base / "code", ignore=shutil.ignore_patterns("work*"))
         shutil.copytree(PROJECTS / "attacks" / "workspace", base / "workspace")
@@ -82,7 +70,7 @@ class HostileBench(Bench):
             pid_namespace=Path("/proc/self/ns/pid").stat().st_ino,
             secret=os.environ[SECRET_VARIABLE],
             disk_bytes=DISK_BYTES,
-            memory_bytes=LIMITS["memory"] + engine._MEMORY_RESERVE_BYTES,
+            memory_bytes=LIMITS["memory"] + attempt_run.MEMORY_RESERVE_BYTES,
             file_bytes=LIMITS["file_size"],
             processes=LIMITS["processes"],
             open_files=MAX_OPEN_FILES,
@@ -120,7 +108,7 @@ def _attack(bench: HostileBench, network: bool, names: list[str] | None) -> dict
     running = asyncio.run_coroutine_threadsafe(bench.engine.execute(assignment), bench.loop)
     log = directory / "stdout"
     wait_until(lambda: running.done() or (log.exists() and b"here" in log.read_bytes()), 60)
-    has_overlay = RUNGS[bench.sandbox.rung][0] in {"A", "A'"}
+    has_overlay = bench.sandbox.grade.has_overlay
     sibling = directory / ("upper" if has_overlay else "workspace")
     findings, failures = [], {}
     with probes.targets() as targets:

@@ -28,16 +28,21 @@ PROJECTS = Path(__file__).parents[1] / "projects"
 class Bench:
     """Runs single executions of the projects beside the tests.
 
-    `grade` forces an isolation level instead of the best one here.
+    `grade` forces an isolation level instead of the best one here. `blobs` are shared with another
+    bench, as nodes share them.
     """
 
     def __init__(
-        self, root: Path, isolation: Isolation = "auto", grade: Grade | None = None
+        self,
+        root: Path,
+        isolation: Isolation = "auto",
+        grade: Grade | None = None,
+        blobs: Path | None = None,
     ) -> None:
         self.root = root
         self.setups: dict[str, ProjectSetup] = {}
         self.versions: dict[tuple[str, str], ProjectSetup] = {}
-        self.blobs = BlobStore(root / "blobs")
+        self.blobs = BlobStore(blobs or root / "blobs")
         self.store = CheckpointStore(root / "checkpoints.db")
         self.sandbox = (
             Sandbox(root / "runs", hidden=[root], isolation=isolation)

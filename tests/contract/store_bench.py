@@ -19,7 +19,7 @@ from wtb_core.states import TERMINAL_BATCH, TERMINAL_EXECUTION
 from wtb_core.store import acceptance, claims, endings, pool, reuse, views
 from wtb_core.store.database import migrate, open_engine, sqlite_url
 from wtb_core.store.ledger import Ledger
-from wtb_core.store.records import Claimant, Finish, NewBatch
+from wtb_core.store.records import Claimant, Finish, Lookup, NewBatch, Offer
 from wtb_core.store.tables import POOL_STREAM
 
 START_MS = 1_700_000_000_000
@@ -78,9 +78,20 @@ class Store:
     def make(self, variants=1, cases=1, **fields) -> NewBatch:
         return make_batch(self.new_id("b-"), variants, cases, **fields)
 
-    def claim(self, replica="r1", claim_id=None, only_batch=None):
-        claimant = Claimant(claim_id or self.new_id("k"), replica, f"actor-{replica}")
+    def ask(self, replica="r1", claim_id=None, only_batch=None, offers=()):
+        """One claim; the answer may be a lookup."""
+        claimant = Claimant(claim_id or self.new_id("k"), replica, f"actor-{replica}", offers)
         return self.write(lambda c: claims.claim(self.ledger, c, claimant, only_batch))
+
+    def claim(self, replica="r1", claim_id=None, only_batch=None, find=None):
+        """Claim as a replica does; `find` gives checkpoint and source for a lookup."""
+        claim_id = claim_id or self.new_id("k")
+        offers = ()
+        while isinstance(answer := self.ask(replica, claim_id, only_batch, offers), Lookup):
+            source, checkpoint_id = find(answer) if find else (None, None)
+            offer = Offer(answer.execution_id, answer.attempt, source, checkpoint_id)
+            offers = (*offers, offer)
+        return answer
 
     def finish(self, assignment, outcome=None, *, event_id=None, replica="r1", **fields):
         finish = self.make_finish(assignment, outcome, event_id, replica, **fields)
@@ -98,7 +109,7 @@ class Store:
         )
 
     def lose(self, replica="r1", reason="gone") -> int:
-        return self.write(lambda c: endings.lose(self.ledger, c, replica, reason))
+        return self.write(lambda c: endings.lose(self.ledger, c, replica, "Died", reason))
 
     def cancel(self, batch_id, reason="enough", by="user") -> bool:
         return self.write(lambda c: endings.cancel(c, batch_id, reason, by))
@@ -129,7 +140,7 @@ class Store:
         """Run a batch to its end."""
         while self.batch(batch_id).status not in TERMINAL_BATCH:
             self.settle()
-            while (assignment := self.claim(only_batch=batch_id)) is not None:
+            while (assignment := self.claim("last", only_batch=batch_id)) is not None:
                 self.finish(assignment, outcome)
             self.now += 1_000
 
@@ -329,6 +340,15 @@ def check_end(batch, items, fold) -> None:
             for item in items
             if short(item) == "variant_execution_completed"
         )
+    elif batch.status == "failed":
+        failures = [
+            item["payload"]["kind"]
+            for item in items
+            if short(item) == "variant_execution_failed" and not item["payload"]["will_retry"]
+        ]
+        assert len(failures) == batch.total
+        assert set(failures) <= {"lost", "setup"}
+        assert payload["error_type"] in failures
     else:
         assert payload["reason"] == batch.cancel_reason
         assert payload["cancelled_by"] == batch.cancelled_by

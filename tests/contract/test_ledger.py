@@ -204,6 +204,33 @@ def test_the_same_claim_gets_the_same_answer_and_starts_nothing_more(store):
     assert store.snapshot(batch) == before
 
 
+def test_a_claim_of_another_replica_or_of_an_ended_attempt_gets_nothing(store):
+    """Serve may hand a permit to a second replica, or again: what it ran must not run twice."""
+    batch = store.submit(cases=2)
+    held = store.claim("r1", "k")
+
+    assert store.claim("r2", "k") is None
+    assert store.claim("r1", "k") == held
+    store.finish(held)
+    before = store.snapshot(batch)
+    assert store.claim("r1", "k") is None
+    assert store.snapshot(batch) == before
+
+
+def test_a_replica_that_is_stopped_or_was_taken_for_dead_gets_nothing(store):
+    store.submit(cases=3)
+    store.register("r1")
+    held = store.claim("r1", "k")
+    store.write(lambda c: pool.drain(c, ["r1"]))
+    assert store.claim("r1") is None
+    assert store.claim("r1", "k") == held
+
+    store.lose("r1")
+    assert store.claim("r1") is None
+    store.register("r1")
+    assert store.claim("r1") is not None
+
+
 def test_an_assignment_says_all_that_an_attempt_needs(store):
     batch = store.submit(
         cases=1,
@@ -258,11 +285,13 @@ def test_what_can_be_claimed_is_counted(store, monkeypatch):
     store.submit(cases=3, limits={"concurrency": 2})
     store.submit(cases=4, retry={"backoff": 10, "on": ["error"]})
     assert count() == 6
+    assert store.read(claims.count_running) == 0
 
     held = [store.claim() for _ in range(2)]
     store.finish(held[1], fail())
 
     assert count() == 4
+    assert store.read(claims.count_running) == 1
     monkeypatch.setattr(claims, "COUNT_AT_MOST", 3)
     assert count() == 3
 
@@ -708,7 +737,7 @@ def test_what_is_no_longer_in_force_is_not_copied_into_a_new_batch(store):
 def test_registering_again_says_nothing_new(store):
     store.register("r1")
     store.register("r1")
-    store.lose("r1")
+    store.write(lambda c: pool.retire(c, "r1"))
     store.register("r1")
 
     assert store.types(POOL_STREAM) == ["actor_initialized"]
@@ -730,13 +759,19 @@ def test_a_pool_is_created_once_when_its_first_replicas_run(store):
     ]
 
 
-def test_a_replica_that_serve_forgot_is_unlisted_unless_it_holds_an_attempt(store):
-    for replica in ("r1", "r2", "r3"):
+def test_a_replica_that_serve_does_not_list_is_unlisted_with_what_it_holds(store):
+    for replica in ("r1", "r2", "r3", "r4"):
         store.register(replica)
     store.submit()
     store.claim("r2")
+    store.write(lambda c: pool.drain(c, ["r3"]))
+    store.write(lambda c: pool.retire(c, "r4"))
 
-    assert store.read(lambda c: pool.find_unlisted(c, ["r1"])) == ["r3"]
+    found = store.read(lambda c: pool.find_unlisted(c, ["r1"]))
+    assert [(item.replica_id, item.status, item.held) for item in found] == [
+        ("r2", "live", 1),
+        ("r3", "draining", 0),
+    ]
 
 
 def test_what_was_undone_has_no_part_in_the_result(store):
@@ -970,13 +1005,54 @@ def test_a_commit_is_announced_after_it_is_durable(store):
 
     async def write():
         writer = Writer(
-            store.engine, store.ledger, lambda: seen.append(store.batch(batch).cancel_reason)
+            store.engine, store.ledger, lambda _: seen.append(store.batch(batch).cancel_reason)
         )
         await writer.write(lambda c: endings.cancel(c, batch, "enough", "user"))
         await writer.close()
 
     asyncio.run(write())
     assert seen == ["enough"]
+
+
+def test_a_commit_names_the_events_that_are_durable_and_no_others(store):
+    batch = store.submit()
+    commits = []
+
+    def claim(connection, claim_id):
+        return claims.claim(store.ledger, connection, Claimant(claim_id, "r1", "a1"))
+
+    def claim_and_fail(connection):
+        claim(connection, "c1")
+        raise NotFound("claim", "c1")
+
+    async def write():
+        writer = Writer(store.engine, store.ledger, commits.append)
+        changes = [writer.write(claim_and_fail), writer.write(lambda c: claim(c, "c2"))]
+        await asyncio.gather(*changes, return_exceptions=True)
+        await writer.write(lambda _: None)
+        await writer.close()
+
+    asyncio.run(write())
+    named = [draft.event_id for commit in commits for draft in commit.appended]
+    assert named == [event["event_id"] for event in store.events(batch)]
+    assert len(named) >= 2
+    assert commits[-1].appended == ()
+    assert all(commit.duration_s > 0 for commit in commits)
+
+
+def test_a_transaction_that_fails_is_no_commit(store):
+    commits = []
+
+    async def write():
+        first = Writer(store.engine, store.ledger, commits.append)
+        second = Writer(store.engine, store.ledger)
+        with pytest.raises(StaleEpoch):
+            await first.write(lambda _: None)
+        await first.close()
+        await second.close()
+
+    asyncio.run(write())
+    assert commits == []
 
 
 def test_a_closed_writer_refuses_instead_of_waiting_for_ever(store):
@@ -1061,7 +1137,10 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(taken=held)
     def claim_again(self, taken):
         claim_id, replica, assignment = taken
-        assert self.store.claim(replica, claim_id) == assignment
+        attempts = self.store.attempts(assignment.batch_id)
+        (status,) = [row.status for row in attempts if row.claim_id == claim_id]
+        again = assignment if status == "running" else None
+        assert self.store.claim(replica, claim_id) == again
 
     @rule(target=reported, taken=consumes(held), outcome=st.sampled_from(OUTCOMES))
     def finish(self, taken, outcome):
@@ -1140,7 +1219,7 @@ class AnyOrder(RuleBasedStateMachine):
     def fail_after_a_claim_and_a_loss(self, replica):
         def change(connection):
             claims.claim(self.store.ledger, connection, Claimant("failed", replica, "a"))
-            endings.lose(self.store.ledger, connection, replica, "undone")
+            endings.lose(self.store.ledger, connection, replica, "Died", "undone")
             raise KeyError(replica)
 
         with pytest.raises(KeyError):

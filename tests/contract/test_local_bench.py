@@ -1,10 +1,12 @@
 import asyncio
 import itertools
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from tests.gates import Gate
+from wtb_core.checkpoint_store import CheckpointSession
 from wtb_core.errors import InvalidSpec, NotFound, NotRetryable, Unavailable
 from wtb_core.events import parse_event
 from wtb_core.ids import new_event_id
@@ -255,6 +257,36 @@ def test_what_an_interrupted_runner_left_is_lost_and_run_again(tmp_path):
     lost = next(e["payload"] for e in events if e["type"] == "ray_variant_execution_failed")
     assert (lost["kind"], lost["will_retry"], lost["attempt"]) == ("lost", True, 1)
     assert (batch["status"], batch["counts"]["succeeded"]) == ("completed", 1)
+
+
+def test_a_runner_goes_on_from_the_checkpoints_of_one_that_died(tmp_path, monkeypatch):
+    handle, roots = CheckpointSession.handle, []
+
+    async def die(session, header, blobs):
+        answer = await handle(session, header, blobs)
+        if header["op"] == "put" and not header["ns"]:
+            roots.append(header["id"])
+            if len(roots) == 3:  # the input, the start, the first node
+                raise RuntimeError("the runner dies")
+        return answer
+
+    monkeypatch.setattr(CheckpointSession, "handle", die)
+    with open_bench(tmp_path / "data") as bench:
+        batch_id = bench.submit({**PLAIN, "retry": {"backoff": 0}})
+        with pytest.raises(RuntimeError, match="the runner dies"):
+            list(bench.events(batch_id))
+    monkeypatch.undo()
+
+    with open_bench(tmp_path / "data") as bench:
+        events = list(bench.events(batch_id))
+        [execution] = bench.read(batch_id).executions
+        with sqlite3.connect(tmp_path / "data" / "checkpoints.db") as db:
+            assert db.execute("SELECT count(*) FROM checkpoints").fetchone() == (0,)
+
+    started = [e["payload"] for e in events if e["type"] == "ray_variant_execution_started"]
+    assert [each["resumed_from"] for each in started] == [None, roots[2]]
+    assert (execution["status"], execution["overall_score"]) == ("succeeded", 1.0)
+    assert execution["node_count"] == 1
 
 
 def test_a_run_that_breaks_raises_where_it_is_watched_instead_of_waiting(tmp_path, monkeypatch):

@@ -383,7 +383,7 @@ def test_a_base_that_was_changed_is_said_and_no_longer_shared(level, tmp_path):
     level.add_scripted(workspace=workspace, version="changing")
     options = {"version": "changing"}
     assert level.script("pass", **options).isolation["base"]["changed"] is False
-    first = level.engine._supervisors["fork", "changing"]
+    first = level.engine._supervisors._standing["fork", "changing"]
 
     async def run():
         code = "import time; print('ready', flush=True); time.sleep(1)"
@@ -399,7 +399,7 @@ def test_a_base_that_was_changed_is_said_and_no_longer_shared(level, tmp_path):
     base = outcome.isolation["base"]
     assert base["changed"] is True
     assert base["before"] != base["after"]
-    assert ("fork", "changing") not in level.engine._supervisors
+    assert ("fork", "changing") not in level.engine._supervisors._standing
     assert level.discarded == ["changing"]
     assert level.script("pass", **options).isolation["base"]["changed"] is False
-    assert level.engine._supervisors["fork", "changing"] is not first
+    assert level.engine._supervisors._standing["fork", "changing"] is not first

@@ -20,7 +20,7 @@ from sandbox_bench import (
     wait_until,
 )
 
-from wtb_core.engine import finish_in_thread
+from wtb_core.loops import finish_in_thread
 from wtb_core.sandbox.supervisor import make_place
 from wtb_core.sandbox.workspaces import Workspace
 
@@ -58,7 +58,7 @@ def test_cancel_kills_the_processes_and_is_an_outcome(hostile):
         task = asyncio.ensure_future(hostile.engine.execute(assignment))
         await until_first_checkpoint(hostile.store, "to-cancel")
         before = await asyncio.to_thread(find_processes_of, hostile.root)
-        assert await hostile.engine.cancel("to-cancel", "by the user")
+        assert await hostile.engine.cancel("to-cancel", 1, "by the user")
         outcome = await task
         return before, await asyncio.to_thread(find_processes_of, hostile.root), outcome
 
@@ -66,7 +66,24 @@ def test_cancel_kills_the_processes_and_is_an_outcome(hostile):
     assert set(before) > standing
     assert set(after) < set(before)
     assert outcome.status == "cancelled"
-    assert not hostile.call(hostile.engine.cancel("to-cancel", "again"))
+    assert not hostile.call(hostile.engine.cancel("to-cancel", 1, "again"))
+
+
+def test_an_attempt_that_is_killed_leaves_the_next_one_alone(hostile):
+    """A replica that was taken for dead may be given the execution again while it kills the first."""
+    zombie = hostile.assign("hostile", "loop_graph", {}, execution_id="twice")
+    second = hostile.assign("hostile", "leave_threads_graph", {}, execution_id="twice", attempt=2)
+
+    async def run():
+        old = asyncio.ensure_future(hostile.engine.execute(zombie))
+        await until_first_checkpoint(hostile.store, "twice")
+        new = asyncio.ensure_future(hostile.engine.execute(second))
+        await asyncio.sleep(0)
+        assert await hostile.engine.cancel("twice", 1, "no longer its own")
+        return await old, await new
+
+    old, new = hostile.call(run())
+    assert (old.status, new.status) == ("cancelled", "succeeded")
 
 
 def test_cancelling_again_and_again_does_not_hurry_what_has_begun(hostile, monkeypatch):
@@ -86,7 +103,7 @@ def test_cancelling_again_and_again_does_not_hurry_what_has_begun(hostile, monke
         task = asyncio.ensure_future(hostile.engine.execute(assignment))
         await asyncio.to_thread(begun.wait, 10)
         for _ in range(3):
-            assert await hostile.engine.cancel("impatient", "a heartbeat says so")
+            assert await hostile.engine.cancel("impatient", 1, "a heartbeat says so")
             await asyncio.sleep(0.01)
         assert not task.done()
         go_on.set()
@@ -157,7 +174,7 @@ while True:
 
 def find_family(bench, start):
     """The pids of one running execution's ancestors, and of its own process, by their roles."""
-    nursery = bench.engine._supervisors[start, "v1"].supervisor._nursery
+    nursery = bench.engine._supervisors._standing[start, "v1"].supervisor._nursery
     stem = nursery._interpreter.pid
     family = {"stem": stem}
     if bench.sandbox.grade.in_slots:
@@ -267,7 +284,7 @@ def test_a_slot_that_is_killed_before_its_process_is_forked_costs_only_itself(tm
     bench = Bench(tmp_path)
 
     async def race() -> list[bool]:
-        shared = await bench.engine.find_supervisor("fork", "v1")
+        shared = bench.engine._supervisors._standing["fork", "v1"]
         nursery = await shared.supervisor.ready()
         alive = []
         for turn in range(20):
@@ -292,7 +309,7 @@ def test_a_nursery_whose_launcher_has_just_died_is_not_asked_again(tmp_path):
     bench = Bench(tmp_path)
 
     async def break_and_run():
-        shared = await bench.engine.find_supervisor("fork", "v1")
+        shared = bench.engine._supervisors._standing["fork", "v1"]
         nursery = await shared.supervisor.ready()
         nursery._control.sock.shutdown(socket.SHUT_RDWR)
         assert nursery.is_alive()

@@ -1,9 +1,12 @@
 """Projects in a sandbox: how they start, what cannot be made of them, how they are described."""
 
+import asyncio
+import contextlib
 import tempfile
 
+import psutil
 import pytest
-from sandbox_bench import find_processes_of
+from sandbox_bench import Bench, find_processes_of
 
 from wtb_core.sandbox.supervisor import Supervisor, describe
 
@@ -52,7 +55,7 @@ def test_a_fresh_interpreter_whose_project_ends_it_is_not_started_again(bench, m
 @pytest.mark.parametrize("python", ["/nowhere/python", "/bin/true"])
 def test_an_interpreter_that_does_not_start_is_a_setup_failure(bench, python):
     bench.add("no_python", "shapes", {"default": "./graphs.py:sync"}, python=python)
-    bench.engine._supervisors.pop(("no_python", "v1"), None)
+    bench.engine._supervisors._standing.pop(("no_python", "v1"), None)
     failure = bench.run("no_python", given={"x": 1}).failure
     assert failure.kind == "setup"
     assert failure.reason.startswith("start: ")
@@ -119,6 +122,31 @@ def test_describe_names_every_problem(hostile, scored):
     assert found["evaluators"]["from_workspace"] == {"takes": ["workspace"]}
     [problem] = found["problems"]
     assert problem.startswith("./evaluators.py:asks_too_much: it takes 'weather', an evaluator ")
+
+
+@pytest.mark.parametrize("after_s", [0.2, 2.5])
+def test_a_description_that_was_killed_says_nothing_of_the_project(tmp_path, after_s):
+    """Else a kill of that process would stand as the project's problem until its code changes."""
+    bench = Bench(tmp_path)
+    setup = bench.add("slow", "hostile", {"default": "./hangs_at_import.py:graph"})
+    killed = []
+
+    async def describe_and_kill() -> list[str]:
+        describing = asyncio.create_task(describe(bench.sandbox, setup, timeout_s=5))
+        await bench.sandbox.find_grade()
+        await asyncio.sleep(after_s)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                killed.append(process.pid)
+        return (await describing)["problems"]
+
+    try:
+        problems = bench.call(describe_and_kill(), 100)
+    finally:
+        bench.close()
+    assert killed
+    assert problems == ["importing the project took longer than 5 s"]
 
 
 @pytest.mark.parametrize(

@@ -268,13 +268,15 @@ def test_writes_that_are_not_durable_at_the_end_are_told(engine, monkeypatch):
     ]
 
 
-def test_a_disk_that_is_full_before_the_start_is_a_setup_failure(engine, monkeypatch):
+def test_a_disk_that_is_full_before_the_start_is_a_loss(engine, monkeypatch):
+    """It is the node's trouble and passes, so the execution is tried again."""
+
     def fail(*_args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(type(engine.engine.owner), "make", fail)
+    monkeypatch.setattr(type(engine.engine._supervisors.owner), "make", fail)
     failure = engine.script("value = 1").failure
-    assert failure.kind == "setup"
+    assert failure.kind == "lost"
     assert "No space left on device" in failure.reason
 
 

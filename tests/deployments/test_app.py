@@ -1,5 +1,6 @@
 """`args` of the Serve config: what is allowed, and what is said of the rest."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.app import AppArgs, ExecutorArgs, build_app
+from deployments.pool_watcher import WATCH_S
+from deployments.variant_executor import VariantExecutor
 from wtb_core.errors import InvalidRequest
 
 ROOT = Path(__file__).parent.parent.parent
@@ -23,6 +26,7 @@ def test_the_embedded_config_is_valid_and_gives_its_documented_args() -> None:
         "slots": 4,
         "max_queued": 16,
         "num_cpus": 0.5,
+        "shrink_after_s": 60.0,
         "isolation": "auto",
         "require": None,
     }
@@ -63,6 +67,28 @@ def test_the_executors_limits_are_serves_own(tmp_path: Path) -> None:
     scaling = executor._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (1, 5)
     assert scaling.get_target_ongoing_requests() == 3
+    assert scaling.policy.policy_kwargs == {"shrink_after_s": 60.0}
+
+
+def test_no_deployment_displaces_the_logging_of_the_serve_config(tmp_path: Path) -> None:
+    ingress = build_app(AppArgs(root=str(tmp_path)))._bound_deployment
+    collector, executor = (bound._bound_deployment for bound in ingress.init_args[:2])
+    for deployment in (ingress, collector, executor):
+        assert deployment._deployment_config.logging_config is None
+
+
+def test_an_executor_that_stops_is_there_for_several_looks_of_the_watcher(tmp_path: Path) -> None:
+    executor = build_app(AppArgs(root=str(tmp_path)))._bound_deployment.init_args[1]
+    config = executor._bound_deployment._deployment_config
+    assert config.graceful_shutdown_wait_loop_s >= 3 * WATCH_S
+
+
+def test_an_executor_hands_back_well_before_serve_kills_it(tmp_path: Path) -> None:
+    executor = build_app(AppArgs(root=str(tmp_path)))._bound_deployment.init_args[1]
+    bound = executor._bound_deployment
+    arguments = inspect.signature(VariantExecutor).bind(*bound.init_args, **bound.init_kwargs)
+    grace_s = bound._deployment_config.graceful_shutdown_timeout_s
+    assert arguments.arguments["drain_s"] <= grace_s - 15
 
 
 def read_args(path: str) -> dict:
@@ -96,7 +122,9 @@ def test_a_cluster_keeps_store_blobs_and_cache_apart(monkeypatch, tmp_path):
     build_app(AppArgs.model_validate(read_args("configs/cluster.yaml") | places))
 
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    assert made == {
+    claims = {name for name in made if name.startswith("shared/blobs/stores")}
+    assert len(claims) == 2, "the folder of blobs knows its one store"
+    assert made - claims == {
         *("head", "head/data", "shared", "shared/blobs"),
         *("node", "node/bases", "node/runs"),
     }

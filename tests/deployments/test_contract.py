@@ -74,7 +74,7 @@ SPEC: dict[str, Any] = {
 }
 
 SPEC_KEYS: list[tuple[type[BaseModel], set[str]]] = [
-    (specs.BatchSpec, set(SPEC)),
+    (specs.BatchSpec, {*SPEC, "priority"}),
     (specs.Variant, set(SPEC["variants"][1])),
     (specs.Matrix, {"graph", "nodes", "config", "context", "exclude", "include"}),
     (specs.Limits, set(SPEC["limits"])),
@@ -169,7 +169,7 @@ wtb run
 wtb serve
 wtb demo
 wtb doctor
-wtb prune              issue 5
+wtb prune
 """
 
 EVENTS = """
@@ -224,8 +224,9 @@ PAYLOADS = {
 }
 
 ARGS = {"root", "data_dir", "projects", "max_pending_executions", "max_body", "tokens", "executor"}
+ARGS |= {"min_free"}
 EXECUTOR_ARGS = {"min_replicas", "max_replicas", "slots", "max_queued", "num_cpus"}
-EXECUTOR_ARGS |= {"isolation", "require"}
+EXECUTOR_ARGS |= {"isolation", "require", "shrink_after_s"}
 
 
 def rows(table: str) -> list[tuple[str, bool]]:

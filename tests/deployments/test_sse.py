@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -363,6 +364,31 @@ def test_a_watcher_that_leaves_releases_the_tail() -> None:
         assert tail.task.cancelled()
 
     asyncio.run(main())
+
+
+def test_what_is_read_for_all_is_not_part_of_one_watchers_request() -> None:
+    """When a client leaves, Serve cancels the calls that its request has made, which it knows by
+    the context; the other watchers would wait for them for ever."""
+    request: ContextVar[str] = ContextVar("request", default="nobody's")
+    asked: list[str] = []
+    log = Log()
+
+    async def read(*arguments: Any):
+        asked.append(request.get())
+        return await log.read(*arguments)
+
+    async def run() -> None:
+        streams = Tails(read)
+        await log.append(3)
+        request.set("the first watcher's")
+        seen = asyncio.create_task(collect(streams))
+        await until(lambda: log.long_polls == 1)
+        await log.append(2, end=True)
+        assert await seen == [1, 2, 3, 4, 5]
+
+    asyncio.run(run())
+    assert set(asked) == {"nobody's"}
+    assert len(asked) == 2  # a page, then the tail
 
 
 def test_a_log_that_cannot_be_read_for_a_while_is_waited_for(

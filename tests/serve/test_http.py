@@ -5,6 +5,7 @@ import asyncio
 import httpx
 import pytest
 
+from deployments import schemas
 from wtb_core.sandbox.ladder import Sandbox
 
 http = httpx.Client(timeout=60)
@@ -251,6 +252,7 @@ def test_projects_pool_and_health_answer(service, tmp_path) -> None:
     projects = http.get(f"{service.url}/v1/projects").json()["items"]
     assert {"failing", "code_repair"} <= {project["name"] for project in projects}
     pool = http.get(f"{service.url}/v1/pool").json()
+    schemas.Pool.model_validate(pool)
     grade = asyncio.run(Sandbox(tmp_path).find_grade())
     assert pool["replicas"][0]["isolation"] == grade.describe()
     assert pool["limits"]["max_queued"] == 16

@@ -5,7 +5,7 @@ import itertools
 import operator
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Annotated, TypedDict
 
 import pytest
@@ -15,9 +15,11 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
+from wtb_core.checkpoint_rows import SCHEMA
 from wtb_core.checkpoint_store import CheckpointStore, Scope
 from wtb_core.checkpoints import SessionSaver
 from wtb_core.errors import FenceError, ThreadRefused, Unavailable, WireError
+from wtb_core.sandbox.progress import Progress
 
 
 class LoopSession:
@@ -433,8 +435,6 @@ def test_a_commit_is_made_where_a_root_superstep_ends_and_reused_elsewhere(store
     a, b, c = COMMITS[:3]
     assert [found.file_commit for found in listed] == [a, b, None, b, b, c, None]
     assert session.server.file_commit == c
-    point = session.call(store.find_resume_point(Scope("e", 1)))
-    assert point.checkpoint_id == named(configs[5])
 
 
 def test_a_commit_that_fails_leaves_its_checkpoint_without_files(store, attempt):
@@ -453,12 +453,34 @@ def test_a_commit_that_fails_leaves_its_checkpoint_without_files(store, attempt)
     assert saver.get_tuple(configs[1]) is not None
 
 
-def test_the_resume_point_is_the_last_root_checkpoint_with_files(store, attempt):
-    session, _ = attempt(COMMITS[1], None)
-    assert session.call(store.find_resume_point(Scope("e", 1))) is None
-    good, _ = (put(SessionSaver(session), thread="e") for _ in range(2))
-    put(SessionSaver(session), thread="e", ns="inner")
-    assert session.call(store.find_resume_point(Scope("e", 1))).checkpoint_id == named(good)
+def test_a_checkpoint_knows_how_many_answers_were_given_before_it(store, attempt):
+    session, _ = attempt(*COMMITS[1:4])
+    progress = Progress(["one", "two", "three"], 1)
+    saver = SessionSaver(session, progress=progress)
+    first = put(saver, thread="e")
+    assert progress.take_answer() == "two"
+    second = put(saver, thread="e", parent=named(first))
+    past = session.call(store.export(Scope("e", 1)))
+    assert [row.answered for row in past.checkpoints] == [1, 2]
+    session.call(store.raise_fence("e", 2))
+    session.call(store.import_history(Scope("e", 2), past, named(second)))
+    assert session.call(store.export(Scope("e", 2))).checkpoints == past.checkpoints
+
+
+def test_a_database_of_an_earlier_version_is_completed_and_kept(tmp_path):
+    path = tmp_path / "checkpoints.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(SCHEMA.replace(", answered INTEGER NOT NULL DEFAULT 0", ""))
+        db.execute("INSERT INTO fences VALUES ('e', 1)")
+        db.execute(
+            "INSERT INTO checkpoints (storage_key, ns, id, type, body, metadata_type, metadata,"
+            " versions, resumable) VALUES ('e/1', '', 'c', 't', x'00', 't', x'00', '{}', 0)"
+        )
+        db.commit()
+    for _ in range(2):
+        with closing(CheckpointStore(path)) as store, closing(LoopSession(store)) as session:
+            [row] = session.call(store.export(Scope("e", 1))).checkpoints
+            assert (row.checkpoint_id, row.answered) == ("c", 0)
 
 
 def test_a_zombie_commits_nothing(store, attempt):
@@ -619,3 +641,29 @@ def test_ended_attempts_are_forgotten_and_the_fence_stays(store, attempt):
             assert db.execute(f"SELECT storage_key FROM {table}").fetchall() == [("e/3",)]
     with pytest.raises(FenceError, match="attempt 3 holds"):
         session.call(store.raise_fence("e", 2))
+
+
+def test_executions_that_have_ended_are_forgotten_with_their_fences(store):
+    names = ["b-1", "b-10", "b-1-2", "b-2"]
+    with ExitStack() as opened:
+        sessions = [
+            opened.enter_context(closing(LoopSession(store, Scope(name, 1)))) for name in names
+        ]
+        call = sessions[0].call
+        for session, name in zip(sessions, names, strict=True):
+            call(store.raise_fence(name, 1))
+            config = put(SessionSaver(session), thread=name, values={"x": 1}, versions={"x": "1"})
+            SessionSaver(session).put_writes(config, [("x", 1)], "task")
+            call(session.server.settle())
+        assert call(store.list_executions("", 10)) == sorted(names)
+        assert call(store.list_executions("b-1", 2)) == ["b-1-2", "b-10"]
+
+        call(store.forget_executions(["b-1", "never"]))
+
+        assert call(store.list_executions("", 10)) == ["b-1-2", "b-10", "b-2"]
+        with closing(sqlite3.connect(store.path)) as db:
+            for table in ("checkpoints", "channel_values", "writes"):
+                found = db.execute(f"SELECT DISTINCT storage_key FROM {table} ORDER BY 1")
+                assert [key for (key,) in found] == ["b-1-2/1", "b-10/1", "b-2/1"]
+        with pytest.raises(FenceError, match="no attempt holds"):
+            put(SessionSaver(sessions[0]), thread="b-1")

@@ -26,6 +26,7 @@ CHECKPOINTS = st.builds(
     stored_at=st.just("2026-01-02T03:04:05.678Z"),
     file_commit=st.none() | st.just("ab" * 32),
     shown=SHOWN,
+    answered=st.integers(0, 9),
     body=BODY,
     metadata=BODY,
 )

@@ -52,6 +52,7 @@ def test_what_is_left_out_has_the_defaults_of_the_contract():
         },
         "retry": {"max_attempts": 3, "backoff": 1.0, "on": ["crash", "lost"]},
         "workspace": {"network": True, "keep": "failed"},
+        "priority": 0,
         "labels": {},
     }
 

@@ -351,6 +351,6 @@ def _to_error(response: httpx.Response) -> errors.WtbError:
 
 _OFFERED: dict[str, type[errors.WtbError]] = {
     re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower(): cls
-    for cls in errors.WtbError.__subclasses__()
+    for cls in (*errors.WtbError.__subclasses__(), *errors.Unavailable.__subclasses__())
 }
 """Our errors by the kind in a problem document's `type`: `InvalidSpec` is `invalid-spec`."""

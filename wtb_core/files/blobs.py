@@ -7,6 +7,11 @@ A blob whose file everybody may read (0644) is durable. One that only its owner 
 without being synced: after a power loss its content may not be what its name says, so nobody takes
 it for stored but the process that wrote it. The bits change only after the content and the name
 are on disk.
+
+A blob's time says when it was last stored, give or take `REFRESH_S`: storing content that is there
+already sets the time of an old blob anew. So a blob that is older than everything that may still
+come to be named can be collected (`sweeping.py`) while others store and read. One that is being
+collected lies aside for a moment; who looks for it then puts it back.
 """
 
 # Every superstep stores what it changed: pathlib would take a third of that time.
@@ -20,6 +25,7 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +33,17 @@ from typing import NamedTuple
 from wtb_core.errors import NotFound
 
 DURABLE_MODE = 0o644
+
+REFRESH_S = 3600.0
+"""How old a blob may be before who stores the same content sets its time."""
+
 FICLONE = 0x40049409
 """The ioctl that makes a file share another one's blocks until one of them is written to."""
+
+ASIDE = ".old"
+"""How the name of a blob ends that is being collected, in the store's own directory."""
+
+TEMPORARY = ".tmp"
 
 _PENDING_MODE = 0o600
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -147,6 +162,7 @@ class BlobStore:
         Raises:
             NotFound: when there is no such blob.
         """
+        self.look(digest)
         try:
             return self.path(digest).read_bytes()
         except FileNotFoundError as error:
@@ -166,10 +182,29 @@ class BlobStore:
         Raises:
             NotFound: when there is no such blob.
         """
+        path = self._locate(digest)
         try:
-            return os.stat(self._locate(digest))
+            return os.stat(path)
+        except FileNotFoundError as error:
+            if not self._put_back(digest):
+                raise NotFound("blob", digest) from error
+        try:
+            return os.stat(path)
         except FileNotFoundError as error:
             raise NotFound("blob", digest) from error
+
+    def use(self, digest: str) -> None:
+        """Keep a blob that is about to be named somewhere, as if it were stored now.
+
+        Raises:
+            NotFound: when there is no such blob.
+        """
+        if _is_old(self.look(digest)):
+            self._renew(digest)
+
+    def aside(self, digest: str) -> Path:
+        """Where a blob lies while it is being collected."""
+        return self.root / f"{digest}{ASIDE}"
 
     def _locate(self, digest: str) -> str:
         if not _DIGEST.fullmatch(digest):
@@ -181,19 +216,46 @@ class BlobStore:
 
     def _is_stored(self, digest: str, *, sync: bool) -> bool:
         try:
-            if self._is_durable(digest):
-                return True
+            info = self.look(digest)
+            is_durable = stat.S_IMODE(info.st_mode) == DURABLE_MODE
+            if not is_durable and digest not in self._written:
+                return False
+            if _is_old(info):
+                self._renew(digest)
         except NotFound:
             return False
-        if digest not in self._written:
-            return False
-        if sync:
+        if sync and not is_durable:
             self.sync([digest])
+        return True
+
+    def _renew(self, digest: str) -> None:
+        path = self._locate(digest)
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            self.look(digest)
+            try:
+                os.utime(path)
+            except FileNotFoundError as error:
+                raise NotFound("blob", digest) from error
+
+    def _put_back(self, digest: str) -> bool:
+        """Take a blob that is being collected back from where it lies aside; whether it did.
+
+        One that is not durable may be no good and must not replace one that is.
+        """
+        aside = self.aside(digest)
+        try:
+            if stat.S_IMODE(os.stat(aside).st_mode) != DURABLE_MODE:
+                return False
+            os.rename(aside, self._locate(digest))
+        except FileNotFoundError:
+            return False
         return True
 
     def _create(self) -> tuple[str, int]:
         """A new file in the store, and its descriptor."""
-        path = f"{self._root}/{secrets.token_hex(8)}.tmp"
+        path = f"{self._root}/{secrets.token_hex(8)}{TEMPORARY}"
         try:
             return path, os.open(path, _NEW, _PENDING_MODE)
         except FileNotFoundError:
@@ -228,6 +290,10 @@ class BlobStore:
                 if found != digest:
                     raise OSError(errno.EIO, "a blob is not what its name says", file.name)
             os.fsync(file.fileno())
+
+
+def _is_old(info: os.stat_result) -> bool:
+    return time.time() - info.st_mtime > REFRESH_S
 
 
 def clone(source: int, target: int) -> None:

@@ -182,6 +182,19 @@ def decode(data: bytes) -> Commit:
         raise InvalidDocument("a file commit", str(error)) from None
 
 
+def read_blobs(data: bytes) -> set[str]:
+    """The blobs that an encoded commit names, without a look at its paths.
+
+    Raises:
+        InvalidDocument: when it is none.
+    """
+    try:
+        entries = cast("dict[str, dict[str, Any]]", json.loads(data)["entries"])
+        return {entry["blob"] for entry in entries.values() if "blob" in entry}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InvalidDocument("a file commit", str(error)) from None
+
+
 def commit_id(commit: Commit) -> str:
     """The digest of a commit's encoding, by which it is stored and named."""
     return commit.id

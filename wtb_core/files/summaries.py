@@ -14,12 +14,15 @@ MAX_FAILURES: Final = 100
 
 
 class AttemptCommits:
-    """The commits of one attempt in their order, the first being what user code found."""
+    """The commits of one attempt in their order, the first being what user code found.
 
-    def __init__(self) -> None:
+    What another attempt's user code found may be given instead, as `start`.
+    """
+
+    def __init__(self, start: Commit | None = None) -> None:
         self.failures: list[TrackingFailure] = []
         self._is_end_missing = False
-        self._start: Commit | None = None
+        self._start = start
         self._last: Commit | None = None
         self._checkpoint_id: str | None = None
 
@@ -30,7 +33,7 @@ class AttemptCommits:
 
     def add(self, checkpoint_id: str | None, commit: Commit) -> None:
         """A commit was made, at a checkpoint, or at the beginning or the end."""
-        if self._last is None and not self.failures:
+        if self._start is None and self._last is None and not self.failures:
             self._start = commit
         if self._last is None or commit.id != self._last.id:
             self._checkpoint_id = None

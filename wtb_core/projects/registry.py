@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wtb_core.errors import NotFound, ProjectError, WtbError
+from wtb_core.errors import DiskFull, NotFound, ProjectError, WtbError
 from wtb_core.projects import langgraph_json
 from wtb_core.projects.definition import ProjectFile, find_loose_ends, read_project_file
 from wtb_core.projects.sources import Sources, describe_os_error, resolve
@@ -39,7 +39,14 @@ class _Known(NamedTuple):
 
     sources: Sources | None
     project: Project | None
-    error: ProjectError | None
+    error: ProjectError | DiskFull | None
+
+    @property
+    def problems(self) -> list[str]:
+        """Why it is none."""
+        if isinstance(self.error, ProjectError):
+            return self.error.problems
+        return [] if self.error is None else [str(self.error)]
 
 
 class Registry:
@@ -72,6 +79,7 @@ class Registry:
         Raises:
             NotFound: when no project has that name.
             ProjectError: when its file cannot be used.
+            DiskFull: when it has changed and cannot be stored.
         """
         names = await asyncio.to_thread(self._read_names)
         paths = [path for path, found in names.items() if found == name]
@@ -124,7 +132,9 @@ class Registry:
         try:
             sources = await asyncio.to_thread(self._versions.find, path)
             if known is not None and known.project is not None and _is_same(known, sources):
-                return known
+                version = known.project.version
+                if await asyncio.to_thread(self._versions.hand_out, version):
+                    return known
             sources, version = await self._ingest(sources)
             same_code = known and known.project and known.project.version == version
             if known is not None and same_code and _is_same_interpreter(known, sources):
@@ -132,7 +142,7 @@ class Registry:
             setup = await self._versions.prepare(version)
             definition = (await asyncio.to_thread(self._versions.read, version)).definition
             description = await self._describe(setup)
-        except ProjectError as error:
+        except (ProjectError, DiskFull) as error:
             return _Known(sources, None, error)
         except WtbError as error:
             return _Known(sources, None, ProjectError(str(path), [str(error)]))
@@ -211,7 +221,6 @@ def find_project_files(root: Path, patterns: Sequence[str]) -> list[Path]:
 def _summarise(path: Path, known: _Known) -> dict[str, Any]:
     project = known.project
     if project is None:
-        problems = known.error.problems if known.error is not None else []
         ignored = known.sources.ignored if known.sources is not None else []
         name = (
             _as_text(Path(path.parent.name))
@@ -229,7 +238,7 @@ def _summarise(path: Path, known: _Known) -> dict[str, Any]:
             "start": None,
             "start_reason": None,
             "ignored": ignored,
-            "problems": problems,
+            "problems": known.problems,
         }
     return {
         "name": project.name,

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from wtb_core.errors import ProjectError
+from wtb_core.errors import DiskFull, NotFound, ProjectError
 from wtb_core.files.blobs import BlobStore
 from wtb_core.files.copying import copy_tree
+from wtb_core.files.handouts import HandOuts
 from wtb_core.files.manifests import Entry, Manifest, Stamp, materialise, scan
 from wtb_core.projects.definition import ProjectFile
 from wtb_core.projects.environment import read_environment
@@ -35,6 +36,10 @@ from wtb_core.sandbox import leftovers
 from wtb_core.sandbox.building import build_workspace
 from wtb_core.sandbox.ladder import Sandbox
 from wtb_core.sandbox.setup import ProjectSetup
+from wtb_core.space import is_full
+
+HANDED_OUT = "versions"
+"""The directory among the blobs that notes which versions may be handed out."""
 
 Build = Callable[[Sandbox, ProjectSetup, str, Path, Path], Awaitable[str | None]]
 
@@ -67,6 +72,7 @@ class ProjectVersions:
         build: Build = build_workspace,
     ) -> None:
         self._blobs = blobs
+        self._handouts = HandOuts(blobs.root / HANDED_OUT)
         self._bases = bases
         self._sandbox = sandbox or Sandbox(bases, hidden=[blobs.root])
         self._build = build
@@ -87,16 +93,23 @@ class ProjectVersions:
 
         Raises:
             ProjectError: when something cannot be read or the build fails.
+            DiskFull: when it cannot be stored.
         """
         try:
             ingested = await asyncio.to_thread(self._scan, sources)
             if ingested.definition.build is not None:
                 workspace = await self._find_built(sources, ingested)
                 ingested = ingested.model_copy(update={"workspace": workspace})
-            text = json.dumps(ingested.model_dump(by_alias=True))
-            return await asyncio.to_thread(self._blobs.put, text.encode())
+            return await asyncio.to_thread(self._store, ingested)
         except OSError as error:
+            if is_full(error):
+                where = str(self._blobs.root)
+                raise DiskFull(where, "the project's files cannot be stored") from error
             raise ProjectError(str(sources.path), [describe_os_error(error)]) from error
+
+    def hand_out(self, version: str) -> bool:
+        """Note that the next batch may have this version; false when it must be ingested again."""
+        return self._handouts.renew(version)
 
     def read(self, version: str) -> Ingested:
         """A version's definition and trees.
@@ -124,6 +137,12 @@ class ProjectVersions:
         lock = self._locks.setdefault(version, asyncio.Lock())
         async with lock:
             await asyncio.to_thread(self._discard, version)
+
+    def _store(self, ingested: Ingested) -> str:
+        text = json.dumps(ingested.model_dump(by_alias=True))
+        version = self._blobs.put(text.encode())
+        self._handouts.add(version)
+        return version
 
     def _discard(self, version: str) -> None:
         aside = Path(tempfile.mkdtemp(prefix="damaged-", dir=self._bases))
@@ -156,12 +175,24 @@ class ProjectVersions:
     async def _find_built(self, sources: Sources, ingested: Ingested) -> Manifest:
         """The built workspace; a failure is kept like a result, until something changes."""
         stamps, outcome = self._built.get(sources.path, ([], ""))
-        if stamps != sources.stamps:
+        is_known = stamps == sources.stamps
+        if is_known and not isinstance(outcome, str):
+            is_known = await asyncio.to_thread(self._are_stored, outcome)
+        if not is_known:
             outcome = await self._run_build(ingested)
             self._built[sources.path] = (sources.stamps, outcome)
         if isinstance(outcome, str):
             raise ProjectError(str(sources.path), [outcome])
         return outcome
+
+    def _are_stored(self, tree: Manifest) -> bool:
+        try:
+            for entry in tree.values():
+                if entry.blob is not None:
+                    self._blobs.use(entry.blob)
+        except NotFound:
+            return False
+        return True
 
     async def _run_build(self, ingested: Ingested) -> Manifest | str:
         self._bases.mkdir(parents=True, exist_ok=True)

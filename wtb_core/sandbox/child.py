@@ -26,8 +26,15 @@ from wtb_core.errors import GraphError, InvalidOutput
 from wtb_core.graphs import prepare, resolve_graph, takes_config
 from wtb_core.sandbox import confinement, faults, scoring
 from wtb_core.sandbox.describe import describe_project
-from wtb_core.sandbox.driving import STREAM_MODES, NodeRecorder, StateRefused, Unanswered, drive
+from wtb_core.sandbox.driving import (
+    STREAM_MODES,
+    NodeRecorder,
+    StateRefused,
+    Unanswered,
+    drive,
+)
 from wtb_core.sandbox.obstacles import find_fork_obstacle
+from wtb_core.sandbox.progress import Progress
 from wtb_core.sandbox.project import Loaded, LoadedProject, build, explain
 from wtb_core.sandbox.rendering import render
 from wtb_core.sandbox.wire import Channel
@@ -143,18 +150,17 @@ def _run(job: dict[str, Any], project: LoadedProject, session: ChannelSession) -
     usage = UsageMetadataCallbackHandler()
     output = b""
     nodes = NodeRecorder(session)
+    case, origin = job["case"], job["origin"]
+    progress = Progress(case.get("resume") or [], (origin or {}).get("answered", 0))
     try:
-        graph, config = _prepare(job, project, session)
+        graph, config = _prepare(job, project, session, progress)
         config["callbacks"] = [usage]
         os.chdir(job["workspace"])
         _limit_memory(job["memory"])
         session.post({"op": "started"})
         nodes = NodeRecorder(session)
         context = job["variant"]["context"] or None
-        case = job["case"]
-        answers = case.get("resume") or []
-        origin = job.get("origin")
-        value = drive(graph, case["input"], config, context, answers, nodes, origin)
+        value = drive(graph, case["input"], config, context, progress, nodes, origin)
         output = render(value, limit=job["output"]).encode()
         failure = None
     except BaseException as error:  # noqa: BLE001 - whatever ends user code is a result
@@ -166,7 +172,9 @@ def _run(job: dict[str, Any], project: LoadedProject, session: ChannelSession) -
     _end(session, header, output)
 
 
-def _prepare(job: dict[str, Any], project: LoadedProject, session: ChannelSession) -> Any:
+def _prepare(
+    job: dict[str, Any], project: LoadedProject, session: ChannelSession, progress: Progress
+) -> Any:
     variant = job["variant"]
     loaded = _required(project.graphs, variant["graph"], "graph")
     implementations = {
@@ -184,7 +192,7 @@ def _prepare(job: dict[str, Any], project: LoadedProject, session: ChannelSessio
             found = resolve_graph(loaded.reference, found, config.copy())
         else:
             found = resolve_graph(loaded.reference, found)
-        saver = SessionSaver(session, serde=SERDE)
+        saver = SessionSaver(session, serde=SERDE, progress=progress)
         return prepare(loaded.reference, found, implementations, saver), config
     except GraphError as error:
         raise _Fault({"kind": "error", "reason": str(error)}) from error

@@ -8,6 +8,10 @@ A fork finds the checkpoint it starts from as the latest of its thread: a change
 to it, and the graph goes on without input. The first call names that checkpoint: LangGraph then
 runs subgraphs anew from what they had stored before it. Without the name, a subgraph that keeps its
 state between calls would be resumed, and hand back its last answer for a new input.
+
+An attempt that goes on for a lost one does the same without a change, and ends as the lost one
+would have ended: answers that were used are not used again, a breakpoint at the checkpoint takes
+one, and the supersteps that were made count against the recursion limit.
 """
 
 import asyncio
@@ -15,11 +19,11 @@ import contextlib
 import json
 import re
 import time
-from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel import Pregel
 from langgraph.types import Command, Interrupt, StateSnapshot
@@ -28,6 +32,7 @@ from wtb_core.checkpoints import Session
 from wtb_core.errors import InvalidOutput
 from wtb_core.graphs import needs_asyncio
 from wtb_core.sandbox import faults
+from wtb_core.sandbox.progress import Progress, StartedLimit
 from wtb_core.sandbox.rendering import render
 
 STREAM_MODES = ["values", "updates", "tasks"]
@@ -116,10 +121,14 @@ class NodeRecorder:
 
 
 class _Turn:
-    """What one call of `stream` gave."""
+    """What one call of `stream` gave.
 
-    def __init__(self, nodes: NodeRecorder) -> None:
+    A call that goes on begins with the values at its checkpoint, whether any were written or not.
+    """
+
+    def __init__(self, nodes: NodeRecorder, *, has_values: bool = True) -> None:
         self._nodes = nodes
+        self._has_values = has_values
         self.latest: Any = None
         self.waits = False
         self.interrupts: list[Interrupt[Any]] = []
@@ -127,12 +136,20 @@ class _Turn:
     def take(self, chunk: Any) -> None:
         mode, payload = chunk[-2:]
         if mode == "values":
-            self.latest = payload
+            self.latest = payload if self._has_values else None
+            self._has_values = True
         elif mode == "tasks":
             self._nodes.take(payload)
         elif isinstance(payload, dict) and _INTERRUPT in payload:
             self.waits = True
             self.interrupts += payload[_INTERRUPT]
+
+
+class _Start(NamedTuple):
+    """Where the first call of `stream` begins, and whether a value was written there already."""
+
+    place: RunnableConfig
+    has_values: bool = True
 
 
 class _Next(NamedTuple):
@@ -147,14 +164,15 @@ def drive(
     given: Any,
     config: RunnableConfig,
     context: Any,
-    answers: list[Any],
+    progress: Progress,
     nodes: NodeRecorder,
     origin: Mapping[str, Any] | None = None,
 ) -> Any:
     """What `graph.invoke(given, config, context=context, durability="sync")` returns.
 
     With an `origin` the graph goes on from the latest checkpoint of its thread, after its `state`,
-    when that is not null, has been applied to it; `given` is not used then.
+    when that is not null, has been applied to it; `given` is not used then. An origin with
+    `supersteps` is a lost attempt's: so many have been made since the graph was last called.
 
     Raises:
         Unanswered: when the graph waits and no answers are left.
@@ -166,24 +184,27 @@ def drive(
         "output_keys": graph.output_channels,
         "durability": "sync",
     }
-    left = deque(answers)
     if origin:
         given = None
         _check_state(graph, origin["state"])
     if needs_asyncio(graph):
-        return asyncio.run(_drive_async(graph, given, config, keywords, left, nodes, origin))
+        return asyncio.run(_drive_async(graph, given, config, keywords, progress, nodes, origin))
     following = _Next(ended=False, given=given)
-    place = _fork(graph, config, origin["state"]) if origin else config
+    start = _Start(config)
+    if origin is not None:
+        start = _Start(_fork(graph, config, origin["state"]))
+        if "supersteps" in origin:
+            start = _go_on(graph, start.place, origin["supersteps"], progress)
     while True:
-        turn = _Turn(nodes)
-        for chunk in graph.stream(following.given, place, **keywords):
+        turn = _Turn(nodes, has_values=start.has_values)
+        for chunk in graph.stream(following.given, start.place, **keywords):
             turn.take(chunk)
         if not turn.waits:
             return turn.latest
-        following = _follow(turn, graph.get_state(config), left)
+        following = _follow(turn, graph.get_state(config), progress)
         if following.ended:
             return turn.latest
-        place = config
+        start = _Start(config)
 
 
 async def _drive_async(
@@ -191,22 +212,26 @@ async def _drive_async(
     given: Any,
     config: RunnableConfig,
     keywords: dict[str, Any],
-    answers: deque[Any],
+    progress: Progress,
     nodes: NodeRecorder,
     origin: Mapping[str, Any] | None,
 ) -> Any:
     following = _Next(ended=False, given=given)
-    place = await _fork_async(graph, config, origin["state"]) if origin else config
+    start = _Start(config)
+    if origin is not None:
+        start = _Start(await _fork_async(graph, config, origin["state"]))
+        if "supersteps" in origin:
+            start = await _go_on_async(graph, start.place, origin["supersteps"], progress)
     while True:
-        turn = _Turn(nodes)
-        async for chunk in graph.astream(following.given, place, **keywords):
+        turn = _Turn(nodes, has_values=start.has_values)
+        async for chunk in graph.astream(following.given, start.place, **keywords):
             turn.take(chunk)
         if not turn.waits:
             return turn.latest
-        following = _follow(turn, await graph.aget_state(config), answers)
+        following = _follow(turn, await graph.aget_state(config), progress)
         if following.ended:
             return turn.latest
-        place = config
+        start = _Start(config)
 
 
 def _fork(
@@ -226,6 +251,86 @@ async def _fork_async(
         with _state_refused():
             await graph.aupdate_state(config, state)
     return _at(config, await graph.aget_state(config))
+
+
+def _go_on(
+    graph: Pregel[Any, Any, Any, Any], place: RunnableConfig, supersteps: int, progress: Progress
+) -> _Start:
+    """Take up the lost attempt's breakpoint, limit and values at the checkpoint `place`."""
+    snapshot = graph.get_state(place)
+    before: StateSnapshot | None = None
+    if _may_have_stopped(graph, snapshot) and snapshot.parent_config is not None:
+        before = graph.get_state(snapshot.parent_config)
+    stored = _saver(graph).get_tuple(place)
+    return _take_up(graph, place, snapshot, before, stored, supersteps, progress)
+
+
+async def _go_on_async(
+    graph: Pregel[Any, Any, Any, Any], place: RunnableConfig, supersteps: int, progress: Progress
+) -> _Start:
+    snapshot = await graph.aget_state(place)
+    before: StateSnapshot | None = None
+    if _may_have_stopped(graph, snapshot) and snapshot.parent_config is not None:
+        before = await graph.aget_state(snapshot.parent_config)
+    stored = await _saver(graph).aget_tuple(place)
+    return _take_up(graph, place, snapshot, before, stored, supersteps, progress)
+
+
+def _saver(graph: Pregel[Any, Any, Any, Any]) -> BaseCheckpointSaver[Any]:
+    assert isinstance(graph.checkpointer, BaseCheckpointSaver)
+    return graph.checkpointer
+
+
+def _may_have_stopped(graph: Pregel[Any, Any, Any, Any], snapshot: StateSnapshot) -> bool:
+    """Whether there may be a breakpoint at a checkpoint; a call that begins at one ignores it.
+
+    After the last node one ends the graph, with or without it.
+    """
+    breakpoints = graph.interrupt_before_nodes or graph.interrupt_after_nodes
+    return bool(breakpoints and snapshot.next and _source(snapshot) == "loop")
+
+
+def _take_up(
+    graph: Pregel[Any, Any, Any, Any],
+    place: RunnableConfig,
+    snapshot: StateSnapshot,
+    before: StateSnapshot | None,
+    stored: CheckpointTuple | None,
+    supersteps: int,
+    progress: Progress,
+) -> _Start:
+    """See `_go_on`; `before` is the checkpoint whose tasks ran last, where that matters.
+
+    A call may make one superstep more than the limit, and another one when it stores no checkpoint
+    before them: one after an answer, and one that begins at a checkpoint which is not a
+    superstep's.
+    """
+    if before is not None and (
+        _is_among(graph.interrupt_before_nodes, snapshot)
+        or _is_among(graph.interrupt_after_nodes, before)
+    ):
+        _answer_breakpoint(snapshot, progress)
+        supersteps = 0
+    limit = place.get("recursion_limit") or (graph.config or {}).get("recursion_limit")
+    if limit is not None:
+        is_bare = _source(snapshot) in {"fork", "update"}
+        left = limit + (progress.answered > 0) - supersteps - is_bare
+        place = {**place, "recursion_limit": StartedLimit(limit, left)}
+    outputs = graph.output_channels
+    written = stored.checkpoint["channel_versions"] if stored else {}
+    has_values = not written.keys().isdisjoint([outputs] if isinstance(outputs, str) else outputs)
+    return _Start(place, has_values=has_values)
+
+
+def _is_among(names: Sequence[str] | str, snapshot: StateSnapshot) -> bool:
+    tasks = {task.name for task in snapshot.tasks}
+    if names == "*":
+        return any(not name.startswith("__") for name in tasks)
+    return not tasks.isdisjoint(names)
+
+
+def _source(snapshot: StateSnapshot) -> str | None:
+    return (snapshot.metadata or {}).get("source")
 
 
 def _at(config: RunnableConfig, snapshot: StateSnapshot) -> RunnableConfig:
@@ -258,21 +363,15 @@ def _state_refused() -> Generator[None]:
         raise StateRefused(f"{faults.type_name(error)}: {faults.error_text(error)}") from error
 
 
-def _follow(turn: _Turn, state: StateSnapshot, answers: deque[Any]) -> _Next:
+def _follow(turn: _Turn, state: StateSnapshot, progress: Progress) -> _Next:
     if not turn.interrupts:
         if not state.next:  # a breakpoint after the last node
             return _Next(ended=True)
-        if not answers:
-            raise Unanswered(
-                f"the graph stopped at a breakpoint before {', '.join(state.next)} and the case "
-                "has no answer left in `resume`",
-                state.next[0],
-            )
-        answers.popleft()
+        _answer_breakpoint(state, progress)
         return _Next(ended=False, given=None)
     # The state lists interrupts in the order of the tasks; they are emitted as the tasks end.
     waiting = [(task.name, interrupt) for task in state.tasks for interrupt in task.interrupts]
-    if not answers:
+    if not progress.has_answer:
         name, first = waiting[0] if waiting else (None, turn.interrupts[0])
         raise Unanswered(
             f"the graph waits for an answer to {_show(first.value)} and the case has no answer "
@@ -281,9 +380,19 @@ def _follow(turn: _Turn, state: StateSnapshot, answers: deque[Any]) -> _Next:
         )
     given: dict[str, Any] = {}
     for _, interrupt in waiting:
-        if answers:
-            given[interrupt.id] = answers.popleft()
+        if progress.has_answer:
+            given[interrupt.id] = progress.take_answer()
     return _Next(ended=False, given=Command(resume=given))
+
+
+def _answer_breakpoint(state: StateSnapshot, progress: Progress) -> None:
+    if not progress.has_answer:
+        raise Unanswered(
+            f"the graph stopped at a breakpoint before {', '.join(state.next)} and the case "
+            "has no answer left in `resume`",
+            state.next[0],
+        )
+    progress.take_answer()
 
 
 def _show(value: Any) -> str:

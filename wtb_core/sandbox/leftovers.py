@@ -1,5 +1,6 @@
-"""What user code leaves: logs to be read without secrets, and trees to be removed."""
+"""What user code leaves: logs to be read without secrets, and trees to be measured and removed."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -59,6 +60,23 @@ def _empty(directory: int, top: int) -> list[str]:
         moved.append(secrets.token_hex(16))
         os.rename(name, moved[-1], src_dir_fd=directory, dst_dir_fd=top)
     return moved
+
+
+def count_blocks(directory: str) -> int:
+    """What is on disk below a directory, in bytes; of what cannot be read, nothing."""
+    total = 0
+    pending = [directory]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(entry.path)
+        except OSError:  # it has gone, is not to be read, or lies too deep for a path
+            continue
+    return total
 
 
 class Head(NamedTuple):

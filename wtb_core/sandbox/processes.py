@@ -333,6 +333,7 @@ async def start_nursery(
 
     Raises:
         SetupError: when it cannot be started; `step` names what the kernel refused.
+        LaunchLost: when it was killed meanwhile.
     """
     home, tmp = directory / "home", directory / "tmp"
     await asyncio.to_thread(_make_directories, home, tmp)
@@ -368,9 +369,12 @@ async def start_nursery(
         try:
             await _enter(control[0], directory, layout, confinement)
         except (EOFError, OSError, WireError, TimeoutError) as error:
-            ended = describe_status((await nursery.kill()).status)
+            status = (await nursery.kill()).status
             await nursery.close()
-            raise SetupError("start", f"the interpreter {python} {ended}") from error
+            was_killed = isinstance(error, EOFError) and status in {None, signal.SIGKILL}
+            fault = LaunchLost if was_killed else SetupError
+            message = f"the interpreter {python} {describe_status(status)}"
+            raise fault("start", message) from error
         except BaseException:  # raised again below
             await nursery.close()
             raise

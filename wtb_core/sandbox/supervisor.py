@@ -183,7 +183,7 @@ async def describe(
     fresh = setup.model_copy(update={"start": "fresh"})
     supervisor = Supervisor(sandbox, fresh, directory, directory / "room")
     try:
-        description = await _describe(supervisor, timeout_s)
+        description = await _describe_again(supervisor, timeout_s)
     except SetupError as error:
         description = _undescribed(error.message)
     finally:
@@ -192,6 +192,16 @@ async def describe(
     if setup.start == "fresh":
         return {**description, "start": "fresh", "start_reason": supervisor.start_reason}
     return description
+
+
+async def _describe_again(supervisor: Supervisor, timeout_s: float) -> dict[str, Any]:
+    """Describe once more when the process was killed: that says nothing of the project."""
+    for _ in range(2):
+        try:
+            return await _describe(supervisor, timeout_s)
+        except LaunchLost as error:
+            _log.warning("a project is described again: %s", error)
+    return await _describe(supervisor, timeout_s)
 
 
 async def _describe(supervisor: Supervisor, timeout_s: float) -> dict[str, Any]:
@@ -207,7 +217,11 @@ async def _describe(supervisor: Supervisor, timeout_s: float) -> dict[str, Any]:
     except TimeoutError:
         return _undescribed(f"importing the project took longer than {timeout_s:.0f} s")
     except (EOFError, OSError, WireError, ValueError, IndexError):
-        ended = describe_status((await process.kill()).status)
+        exit_ = await process.kill()
+        ended = describe_status(exit_.status)
+        if exit_.over is None and exit_.status in {None, signal.SIGKILL}:
+            message = f"the process that imports the project {ended}"
+            raise LaunchLost("describe", message) from None
         said = read_tail(output) or read_tail(supervisor.log)
         last = f"; it last said:\n{said}" if said else ""
         return _undescribed(f"the process that imports the project {ended}{last}")

@@ -4,8 +4,6 @@ On an overlay, user code changes an upper directory and the base stays as it is;
 copy. What it changed is found from outside either way.
 """
 
-import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +15,7 @@ from wtb_core.files.copying import copy_tree
 from wtb_core.files.layers import HeldLayer, LayerCache, restore
 from wtb_core.files.tracking import OverlayTracker, Tracker, TreeTracker
 from wtb_core.sandbox.ladder import Grade
+from wtb_core.sandbox.leftovers import count_blocks
 from wtb_core.sandbox.processes import Place
 from wtb_core.sandbox.slots import Overlay
 from wtb_core.sandbox.writing import write_files
@@ -170,7 +169,7 @@ class Workspace:
 
     def count_bytes(self) -> int:
         """What the attempt has on disk: output, what it wrote, and its copy if it is no overlay."""
-        return _count_blocks(str(self._directory))
+        return count_blocks(str(self._directory))
 
     def _find_source(self) -> Path:
         if self._materials.source is not None:
@@ -191,19 +190,3 @@ class Workspace:
             "upper": str(directory / "upper"),
             "work": str(directory / "work"),
         }
-
-
-def _count_blocks(directory: str) -> int:
-    total = 0
-    pending = [directory]
-    while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
-                        total += entry.stat(follow_symlinks=False).st_blocks * 512
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(entry.path)
-        except OSError:  # it has gone, is not to be read, or lies too deep for a path
-            continue
-    return total

@@ -3,14 +3,14 @@
 import math
 from fractions import Fraction
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, insert, select
 
-from wtb_core.errors import Conflict, TooManyPending
+from wtb_core.errors import Conflict
 from wtb_core.matrix import Shape
-from wtb_core.store import log, reuse
+from wtb_core.store import admission, log, reuse
 from wtb_core.store.ledger import Ledger
 from wtb_core.store.records import NewBatch, Receipt
-from wtb_core.store.rows import get_batch, to_json, update_batch
+from wtb_core.store.rows import get_batch, parse_execution_id, to_json, update_batch
 from wtb_core.store.tables import batches, cases, executions, labels
 
 INSERT_CHUNK = 2_000
@@ -23,6 +23,7 @@ def accept(ledger: Ledger, connection: Connection, batch: NewBatch) -> Receipt:
         Conflict: when the idempotency key belongs to another spec.
         TooManyPending: when the batch would exceed the admission limit now.
         NotRetryable: when it tries a batch again that has not ended, or that succeeded whole.
+        NotFound: when what it tries again or was forked from has been removed.
     """
     if batch.idempotency_key is not None:
         known = connection.execute(
@@ -34,48 +35,14 @@ def accept(ledger: Ledger, connection: Connection, batch: NewBatch) -> Receipt:
             return Receipt(
                 known.batch_id, known.status, known.total, created=False, reused=known.reused
             )
+    if batch.origin is not None and batch.retry_of is None:  # else its blobs may be gone any time
+        get_batch(connection, parse_execution_id(batch.origin.execution_id)[0])
     shape = Shape(len(batch.variants), len(batch.cases), batch.spec["repetitions"])
     reused = reuse.count_reusable(connection, batch.retry_of) if batch.retry_of else 0
-    _admit(ledger, connection, shape.executions - reused)
+    admission.admit(ledger, connection, shape.executions - reused)
     _insert_batch(ledger, connection, batch, shape, reused)
     insert_executions(ledger, connection, batch.batch_id)
     return Receipt(batch.batch_id, "pending", shape.executions, created=True, reused=reused)
-
-
-def _admit(ledger: Ledger, connection: Connection, more: int) -> None:
-    unfinished = count_unfinished(connection)
-    if unfinished + more > ledger.admission:
-        excess = unfinished + more - ledger.admission
-        wait_s = _retry_after_s(ledger, connection, excess)
-        raise TooManyPending(unfinished, ledger.admission, wait_s)
-
-
-def count_unfinished(connection: Connection) -> int:
-    """Executions of all batches that have not ended."""
-    b = batches.c
-    ended = b.succeeded + b.failed + b.cancelled
-    query = select(func.coalesce(func.sum(b.total - ended), 0)).where(
-        b.status.in_(("pending", "running", "cancelling"))
-    )
-    return int(connection.execute(query).scalar_one())
-
-
-def _retry_after_s(ledger: Ledger, connection: Connection, excess: int) -> int:
-    """When `excess` executions should have ended, at the pace of the running batches."""
-    now = ledger.clock()
-    b = batches.c
-    rows = connection.execute(
-        select(b.succeeded, b.failed, b.adopted, b.started_ms).where(b.status == "running")
-    )
-    rates = [
-        (row.succeeded + row.failed - row.adopted) / max(now - row.started_ms, 1)
-        for row in rows.all()
-    ]
-    per_ms = sum(rates)
-    if per_ms <= 0:
-        return 30
-    wait_ms = excess / per_ms
-    return math.ceil(min(max(wait_ms / 1000, 1), 3600))
 
 
 def _insert_batch(
@@ -121,6 +88,7 @@ def _insert_batch(
             progress_ms=0,
             origin=None if batch.origin is None else to_json(batch.origin.model_dump()),
             repetition=batch.repetition,
+            priority=spec["priority"],
         )
     )
     if spec["labels"]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, QueuePool
 
@@ -37,12 +39,28 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+def find_path(engine: Engine) -> Path | None:
+    """The database file of a store; null when it is none."""
+    database = engine.url.database
+    return Path(database) if engine.url.drivername.startswith("sqlite") and database else None
+
+
 def migrate(url: str) -> None:
     """Bring the schema at `url` to the newest version, creating it where there is none."""
+    command.upgrade(_configure_migrations(url), "head")
+
+
+def is_newest(connection: Connection) -> bool:
+    """Whether the schema is the one that this code knows."""
+    known = ScriptDirectory.from_config(_configure_migrations("")).get_current_head()
+    return MigrationContext.configure(connection).get_current_revision() == known
+
+
+def _configure_migrations(url: str) -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
-    command.upgrade(config, "head")
+    return config
 
 
 def migration_engine(url: str) -> Engine:

@@ -1,19 +1,26 @@
 """Ending attempts, executions and batches; each change with the events it causes."""
 
+import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from sqlalchemy import Connection, Row, select, update
 
 from wtb_core import events as ev
-from wtb_core.attempts import Failure, Outcome, TrackedFiles, TrackingFailure
-from wtb_core.files.paths import show_path
+from wtb_core.attempts import Failure, Outcome
 from wtb_core.matrix import execution_id
 from wtb_core.report import overall_score
 from wtb_core.specs import Retry
-from wtb_core.states import TERMINAL_EXECUTION, advance_batch, advance_execution
-from wtb_core.store import acceptance, log, pool, reuse
+from wtb_core.states import (
+    INFRASTRUCTURE_KINDS,
+    TERMINAL_EXECUTION,
+    advance_batch,
+    advance_execution,
+)
+from wtb_core.store import acceptance, log, pool, results, reuse
+from wtb_core.store.leases import Held
 from wtb_core.store.ledger import Ledger
 from wtb_core.store.records import Answer, Finish
 from wtb_core.store.rows import (
@@ -31,10 +38,6 @@ from wtb_core.store.tables import attempts, batches, executions
 
 PROGRESS_INTERVAL_MS = 1_000
 CANCEL_CHUNK = 2_000
-MAX_PATHS = 200
-MAX_TRACKING_FAILURES = 20
-MAX_FAILED_FILES = 20
-MAX_MESSAGE_CHARS = 2_000
 _BACKOFF_FACTOR = 2.0
 _MAX_BACKOFF_MS = 300_000
 
@@ -57,33 +60,61 @@ def finish(ledger: Ledger, connection: Connection, finish: Finish) -> Answer:
     return "accepted"
 
 
-def lose(ledger: Ledger, connection: Connection, replica_id: str, reason: str) -> int:
+def lose(
+    ledger: Ledger, connection: Connection, replica_id: str, error_type: str, reason: str
+) -> int:
     """End a dead replica's attempts as lost; returns how many there were."""
     held = connection.execute(
-        select(attempts).where(attempts.c.replica_id == replica_id, attempts.c.status == "running")
+        select(attempts)
+        .where(attempts.c.replica_id == replica_id, attempts.c.status == "running")
+        .order_by(attempts.c.started_ms, attempts.c.batch_id, attempts.c.number)
     ).all()
+    names = [execution_id(attempt.batch_id, attempt.number) for attempt in held]
+    pool.fail(ledger, connection, replica_id, error_type, reason, names)
     for attempt in held:
-        failure = Failure(kind="lost", reason=reason)
-        outcome = Outcome(
-            status="failed",
-            failure=failure,
-            duration_ms=max(ledger.clock() - attempt.started_ms, 0),
-        )
-        _end(
-            ledger,
-            connection,
-            attempt,
-            Finish(
-                event_id=ledger.new_id(),
-                execution_id=execution_id(attempt.batch_id, attempt.number),
-                attempt=attempt.attempt,
-                replica_id=attempt.replica_id,
-                actor_id=attempt.actor_id,
-                outcome=outcome,
-            ),
-        )
-    pool.retire(connection, replica_id)
+        _lose_attempt(ledger, connection, attempt, reason)
     return len(held)
+
+
+def lose_dropped(
+    ledger: Ledger, connection: Connection, replica_id: str, held: AbstractSet[Held], before_ms: int
+) -> int:
+    """End the attempts that a live replica was given before `before_ms` and does not hold.
+
+    It never had the answer to its claim. Returns how many there were.
+    """
+    running = connection.execute(
+        select(attempts).where(
+            attempts.c.replica_id == replica_id,
+            attempts.c.status == "running",
+            attempts.c.started_ms < before_ms,
+        )
+    ).all()
+    dropped = [
+        attempt
+        for attempt in running
+        if (execution_id(attempt.batch_id, attempt.number), attempt.attempt) not in held
+    ]
+    for attempt in dropped:
+        _lose_attempt(ledger, connection, attempt, "its replica never had it")
+    return len(dropped)
+
+
+def _lose_attempt(ledger: Ledger, connection: Connection, attempt: Row[Any], reason: str) -> None:
+    outcome = Outcome(
+        status="failed",
+        failure=Failure(kind="lost", reason=reason),
+        duration_ms=max(ledger.clock() - attempt.started_ms, 0),
+    )
+    finish = Finish(
+        event_id=ledger.new_id(),
+        execution_id=execution_id(attempt.batch_id, attempt.number),
+        attempt=attempt.attempt,
+        replica_id=attempt.replica_id,
+        actor_id=attempt.actor_id,
+        outcome=outcome,
+    )
+    _end(ledger, connection, attempt, finish)
 
 
 def _end(ledger: Ledger, connection: Connection, attempt: Row[Any], finish: Finish) -> None:
@@ -92,16 +123,19 @@ def _end(ledger: Ledger, connection: Connection, attempt: Row[Any], finish: Fini
     batch = get_batch(connection, batch_id)
     facts = ledger.get_facts(batch)
     row = get_execution(connection, batch_id, number)
-    outcome = finish.outcome
-    will_retry = row.cancel_reason is None and _will_retry(batch, facts.retry, finish)
+    is_cancelling = batch.status == "cancelling" or row.cancel_reason is not None
+    outcome = _judge(finish.outcome, is_cancelling=is_cancelling)
+    will_retry = not is_cancelling and _will_retry(row, facts.retry, outcome)
     given = {"succeeded": "succeed", "failed": "fail", "cancelled": "cancel"}[outcome.status]
     status = advance_execution(row.status, "retry" if will_retry else given)
     overall = overall_score(outcome.evaluation.scores, facts.scores)
-    result = _result(attempt, finish, overall, now)
+    result = results.make_result(attempt, outcome, finish.output_bytes, overall, now)
     ids = name_attempt(batch_id, row, finish.attempt, finish.actor_id, finish.replica_id)
     reason = batch.cancel_reason or row.cancel_reason or "cancelled on request"
-    end = ledger.draft(_end_payload(outcome, ids, reason, overall, will_retry=will_retry), now)
-    tracked = [ledger.draft(payload, now) for payload in _file_payloads(outcome, ids)]
+    end = ledger.draft(
+        results.make_event(outcome, ids, reason, overall, will_retry=will_retry), now
+    )
+    tracked = [ledger.draft(payload, now) for payload in results.make_file_events(outcome, ids)]
     connection.execute(
         update(attempts)
         .where(
@@ -125,7 +159,7 @@ def _end(ledger: Ledger, connection: Connection, attempt: Row[Any], finish: Fini
         output=outcome.output,
         output_blob=finish.output_blob,
         **(
-            {"ready_ms": now + _backoff_ms(facts.retry, finish.execution_id, finish.attempt)}
+            _schedule_retry(row, facts.retry, finish.execution_id, outcome, now)
             if will_retry
             else {}
         ),
@@ -133,19 +167,35 @@ def _end(ledger: Ledger, connection: Connection, attempt: Row[Any], finish: Fini
     changes: dict[str, Any] = {"running": batch.running - 1}
     if not will_retry:
         changes[outcome.status] = getattr(batch, outcome.status) + 1
+        if outcome.failure is not None and outcome.failure.kind in INFRASTRUCTURE_KINDS:
+            changes["infrastructure"] = batch.infrastructure + 1
     update_batch(connection, batch_id, **changes)
     log.append(connection, batch_id, [*tracked, end._replace(event_id=finish.event_id)])
     _settle(ledger, connection, batch_id, now)
 
 
-def _will_retry(batch: Row[Any], retry: Retry, finish: Finish) -> bool:
-    failure = finish.outcome.failure
-    return (
-        failure is not None
-        and failure.kind in retry.on
-        and finish.attempt < retry.max_attempts
-        and batch.status == "running"
-    )
+def _judge(outcome: Outcome, *, is_cancelling: bool) -> Outcome:
+    """What an attempt's end counts as: one that is lost while it is cancelled is cancelled."""
+    failure = outcome.failure
+    if is_cancelling and failure is not None and failure.kind == "lost":
+        return outcome.model_copy(update={"status": "cancelled", "failure": None})
+    return outcome
+
+
+def _will_retry(row: Row[Any], retry: Retry, outcome: Outcome) -> bool:
+    """Whether another attempt follows; one that was handed back does not count."""
+    if outcome.failure is None:
+        return False
+    counted = row.attempt - row.drained
+    return outcome.drained or (outcome.failure.kind in retry.on and counted < retry.max_attempts)
+
+
+def _schedule_retry(
+    row: Row[Any], retry: Retry, execution: str, outcome: Outcome, now: int
+) -> dict[str, Any]:
+    if outcome.drained:
+        return {"ready_ms": now, "drained": row.drained + 1}
+    return {"ready_ms": now + _backoff_ms(retry, execution, row.attempt - row.drained)}
 
 
 def cancel(connection: Connection, batch_id: str, reason: str, by: str) -> bool:
@@ -197,7 +247,7 @@ def cancel_execution(ledger: Ledger, connection: Connection, text: str, reason: 
     return True
 
 
-def find_wanted_attempts(connection: Connection, replica_id: str) -> set[tuple[str, int]]:
+def find_wanted_attempts(connection: Connection, replica_id: str) -> set[Held]:
     """The replica's running attempts that are not being cancelled, alone or with their batch."""
     rows = connection.execute(
         select(attempts.c.batch_id, attempts.c.number, attempts.c.attempt)
@@ -347,7 +397,8 @@ def _settle(ledger: Ledger, connection: Connection, batch_id: str, now: int) -> 
 
 
 def _finish_batch(ledger: Ledger, connection: Connection, batch: Row[Any], now: int) -> None:
-    status = advance_batch(batch.status, "exhaust")
+    is_failed = batch.status == "running" and batch.infrastructure == batch.total
+    status = advance_batch(batch.status, "fail" if is_failed else "exhaust")
     counts = ev.Counts(**count_by_status(batch))
     duration_ms = now - (batch.started_ms if batch.started_ms is not None else now)
     if status == "completed":
@@ -359,6 +410,14 @@ def _finish_batch(ledger: Ledger, connection: Connection, batch: Row[Any], now: 
             best_variant=comparison["best_variant"],
             best_score=comparison["best_score"],
             files_tracked=fold.files_tracked,
+        )
+    elif status == "failed":
+        failure = _find_last_failure(connection, batch.batch_id)
+        payload = ev.BatchFailed(
+            counts=counts,
+            duration_ms=duration_ms,
+            error_type=failure["kind"],
+            error_message=f"no execution could be carried out; the last one: {failure['reason']}",
         )
     else:
         payload = ev.BatchCancelled(
@@ -372,108 +431,14 @@ def _finish_batch(ledger: Ledger, connection: Connection, batch: Row[Any], now: 
     ledger.close(batch.batch_id)
 
 
-def _file_payloads(
-    outcome: Outcome, ids: dict[str, Any]
-) -> Iterator[ev.FilesTrackingFailed | ev.FilesTracked]:
-    for failure in _bound_failures(outcome.tracking_failures):
-        yield ev.FilesTrackingFailed(**ids, **failure)
-    files = outcome.files
-    if files is not None:
-        paths = [show_path(path) for path in files.paths[:MAX_PATHS]]
-        yield ev.FilesTracked(**ids, **files.model_dump(exclude={"paths"}), paths=paths)
-
-
-def _bound_failures(failures: Sequence[TrackingFailure]) -> list[dict[str, Any]]:
-    """What is told of file commits that failed: the first, then how many more there were."""
-    told: list[dict[str, Any]] = [
-        {
-            "checkpoint_id": failure.checkpoint_id,
-            "failed_files": [show_path(path) for path in failure.failed_files[:MAX_FAILED_FILES]],
-            "error_message": show_path(failure.error_message[:MAX_MESSAGE_CHARS]),
-        }
-        for failure in failures[:MAX_TRACKING_FAILURES]
-    ]
-    if more := len(failures) - len(told):
-        message = f"{more} more file commit{'s' if more > 1 else ''} of this attempt failed"
-        told.append({"checkpoint_id": None, "failed_files": [], "error_message": message})
-    return told
-
-
-def _count_files(files: TrackedFiles | None) -> int | None:
-    return None if files is None else files.created + files.modified + files.deleted
-
-
-def _end_payload(
-    outcome: Outcome,
-    ids: dict[str, Any],
-    cancel_reason: str,
-    overall: float | None,
-    *,
-    will_retry: bool,
-) -> ev.VariantCompleted | ev.VariantFailed | ev.VariantCancelled:
-    failure = outcome.failure
-    if outcome.status == "succeeded":
-        return ev.VariantCompleted(
-            **ids,
-            duration_ms=outcome.duration_ms,
-            node_count=outcome.node_count,
-            checkpoint_count=outcome.checkpoint_count,
-            scores=outcome.evaluation.scores,
-            overall_score=overall,
-            files_tracked=_count_files(outcome.files) or 0,
-            file_commit_id=outcome.files.file_commit_id if outcome.files else None,
-            cpu_ms=outcome.cpu_ms,
-            peak_rss_bytes=outcome.peak_rss_bytes,
-            usage=outcome.usage,
-            reused_from=None,
-        )
-    if failure is None:
-        return ev.VariantCancelled(**ids, reason=cancel_reason, duration_ms=outcome.duration_ms)
-    return ev.VariantFailed(
-        **ids,
-        kind=failure.kind,
-        reason=failure.reason,
-        error_type=failure.error_type,
-        error_message=failure.message,
-        failed_at_node=failure.node,
-        will_retry=will_retry,
-        duration_ms=outcome.duration_ms,
-        node_count=outcome.node_count,
-        checkpoint_count=outcome.checkpoint_count,
-    )
-
-
-def _result(attempt: Row[Any], finish: Finish, overall: float | None, now: int) -> dict[str, Any]:
-    outcome = finish.outcome
-    evaluation = outcome.evaluation
-    return {
-        "failure": outcome.failure.model_dump() if outcome.failure else None,
-        "output_bytes": finish.output_bytes,
-        "scores": evaluation.scores,
-        "score_comments": evaluation.comments,
-        "score_errors": evaluation.errors,
-        "overall_score": overall,
-        "duration_ms": outcome.duration_ms,
-        "queue_ms": attempt.queue_ms,
-        "node_count": outcome.node_count,
-        "checkpoint_count": outcome.checkpoint_count,
-        "history": outcome.history,
-        "start_commit_id": outcome.start_commit_id,
-        "file_commit_id": outcome.files.file_commit_id if outcome.files else None,
-        "files_tracked": _count_files(outcome.files),
-        "tracking_failures": _bound_failures(outcome.tracking_failures),
-        "isolation": outcome.isolation,
-        "start": outcome.start,
-        "start_reason": outcome.start_reason,
-        "cpu_ms": outcome.cpu_ms,
-        "peak_rss_bytes": outcome.peak_rss_bytes,
-        "usage": outcome.usage,
-        "nodes": [node.model_dump() for node in outcome.nodes],
-        "stdout": outcome.stdout,
-        "stderr": outcome.stderr,
-        "cut_logs": outcome.cut_logs,
-        "recorded_ms": now,
-    }
+def _find_last_failure(connection: Connection, batch_id: str) -> dict[str, Any]:
+    text = connection.execute(
+        select(attempts.c.result)
+        .where(attempts.c.batch_id == batch_id)
+        .order_by(attempts.c.ended_ms.desc(), attempts.c.number.desc())
+        .limit(1)
+    ).scalar_one()
+    return json.loads(text)["failure"]
 
 
 def _backoff_ms(retry: Retry, execution: str, attempt: int) -> int:

@@ -57,10 +57,13 @@ class Ledger:
         self, connection: Connection, change: Callable[[Connection], Result]
     ) -> Result:
         """Run one change so that its failure undoes it alone."""
+        appended = log.get_appended(connection)
+        before = len(appended)
         try:
             with connection.begin_nested():
                 return change(connection)
         except BaseException:  # raised again below
+            del appended[before:]
             self.forget()
             raise
 

@@ -13,6 +13,9 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from wtb_core.events import Draft
 from wtb_core.store.tables import POOL_STREAM, events, streams
 
+_APPENDED = "appended"
+"""In a connection's `info`: the events that its transaction has appended so far."""
+
 _LAST_SEQ = select(streams.c.last_seq).where(streams.c.stream == bindparam("name"))
 _ADVANCE = (
     update(streams)
@@ -60,7 +63,14 @@ def append(connection: Connection, stream: str, drafts: Sequence[Draft]) -> int:
         for offset, draft in enumerate(drafts)
     ]
     connection.execute(insert(events), rows)
+    get_appended(connection).extend(drafts)
     return first
+
+
+def get_appended(connection: Connection) -> list[Draft]:
+    """The events that were appended over the connection since this list was last cleared."""
+    found: list[Draft] = connection.info.setdefault(_APPENDED, [])
+    return found
 
 
 def has_event(connection: Connection, stream: str, event_id: str) -> bool:

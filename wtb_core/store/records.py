@@ -69,12 +69,43 @@ class ForkSource(NamedTuple):
     scores: dict[str, dict[str, Any]]
 
 
+class Offer(NamedTuple):
+    """What a claimant can go on from, should it be given `attempt` of an execution.
+
+    `source` is the attempt that the checkpoint is of, `history` the blob that holds it, null when
+    it is in the claimant's checkpoint store. Without a checkpoint the attempt starts clean.
+    """
+
+    execution_id: str
+    attempt: int
+    source: int | None = None
+    checkpoint_id: str | None = None
+    history: str | None = None
+
+
+class Lookup(NamedTuple):
+    """The answer to a claim that would get an execution whose last attempts were lost.
+
+    Nothing has been given yet: the claimant raises the execution's fence to `attempt`, looks for
+    the latest checkpoint of the `predecessors` that it can reach, and claims again with an offer.
+    Predecessors are the newest first, each with the blob of its history where it left one.
+    `origin_checkpoint_id` is where a fork began: not a point to go on from, for its change of state
+    comes after it.
+    """
+
+    execution_id: str
+    attempt: int
+    predecessors: list[tuple[int, str | None]]
+    origin_checkpoint_id: str | None = None
+
+
 class Claimant(NamedTuple):
     """Who asks for work. The same `claim_id` always gets the same answer."""
 
     claim_id: str
     replica_id: str
     actor_id: str
+    offers: tuple[Offer, ...] = ()
 
 
 class Finish(NamedTuple):

@@ -93,12 +93,15 @@ batches = Table(
     Column("cancelled_by", String(256)),
     Column("origin", Text),
     Column("repetition", Integer),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("infrastructure", Integer, nullable=False, server_default="0"),
     Index("batches_by_status", "status", "last_claim"),
 )
 """`spec` is the canonical spec without its cases. `running` to `cancelled` count executions.
 
 `reused` of the total succeeded in the batch that this one tries again; `adopted` of those have
-their event in this batch's stream. A fork has an `origin` (`attempts.Origin` as JSON) and the
+their event in this batch's stream. `infrastructure` of the failed were the system's own fault.
+A fork has an `origin` (`attempts.Origin` as JSON) and the
 `repetition` of the execution that it goes on from.
 """
 
@@ -134,6 +137,7 @@ executions = Table(
     Column("ready_ms", BigInteger, nullable=False),
     Column("reused_from", String(96)),
     Column("cancel_reason", Text),
+    Column("drained", Integer, nullable=False, server_default="0"),
     Column("result", Text),
     Column("output", Text),
     Column("output_blob", String(64)),
@@ -141,7 +145,8 @@ executions = Table(
 )
 """`number` and the batch make the execution's id. `result` is the last attempt's, as JSON.
 
-`cancel_reason` is set while a running execution is to be killed on its own.
+`cancel_reason` is set while a running execution is to be killed on its own. `drained` of its
+attempts were handed back by replicas that were stopped; they do not count against a retry's limit.
 """
 
 attempts = Table(
@@ -158,10 +163,14 @@ attempts = Table(
     Column("queue_ms", BigInteger, nullable=False),
     Column("ended_ms", BigInteger),
     Column("end_event_id", String(64)),
-    Column("resumed_from", String(64)),
+    Column("resumed_from", String(128)),
+    Column("resume", Text),
     Column("result", Text),
     Index("attempts_by_replica", "status", "replica_id"),
 )
+"""`resume` is the point that an attempt goes on from (`attempts.ResumePoint` as JSON), and
+`resumed_from` its checkpoint.
+"""
 
 replicas = Table(
     "replicas",
@@ -172,10 +181,14 @@ replicas = Table(
     Column("enrolled", Integer, nullable=False),
     Column("registered_ms", BigInteger, nullable=False),
     Column("event", Text, nullable=False),
+    Column("restart_count", Integer, nullable=False, server_default="0"),
+    Column("ended_ms", BigInteger),
 )
 """Executor replicas that have said they are ready, with the event that said so.
 
-`enrolled` is 1 once Serve was seen to run the replica.
+`status` is `live`; `draining` while Serve stops it; then `gone`; or `failed`, and `replaced` once
+another one has taken its place. `enrolled` is 1 once Serve was seen to run the replica.
+`restart_count` is how many failed ones before it have had its place.
 """
 
 standing = Table(
@@ -184,4 +197,7 @@ standing = Table(
     Column("topic", String(64), primary_key=True),
     Column("event", Text, nullable=False),
 )
-"""Pool events in force, copied into each batch that starts: `pool`, `executor_queue`."""
+"""Pool events in force, by topic: `pool`, `executor_queue`, `admission`.
+
+The first two are copied into each batch that starts.
+"""

@@ -1,17 +1,17 @@
 """What clients may read, in the shapes of the contract. Nothing here writes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Row, Select, func, select
 
 from wtb_core.errors import NotFound
 from wtb_core.files.blobs import BlobStore
 from wtb_core.ids import find_time, format_time
 from wtb_core.matrix import execution_id
 from wtb_core.parameters import BatchFilter
-from wtb_core.states import TERMINAL_BATCH
+from wtb_core.states import TERMINAL_BATCH, TERMINAL_EXECUTION
 from wtb_core.store import log
 from wtb_core.store.records import ForkSource, Trace
 from wtb_core.store.rows import (
@@ -272,15 +272,43 @@ def read_events(
     return page, status in TERMINAL_BATCH and newest >= page.last_seq
 
 
+def find_ended(connection: Connection, execution_ids: Sequence[str]) -> list[str]:
+    """Those of the executions that have ended, or that the store does not know."""
+    ended: list[str] = []
+    for text in execution_ids:
+        try:
+            row = get_execution(connection, *parse_execution_id(text))
+        except NotFound:
+            ended.append(text)
+            continue
+        if row.status in TERMINAL_EXECUTION:
+            ended.append(text)
+    return ended
+
+
 def read_replicas(connection: Connection) -> list[dict[str, Any]]:
-    """The live executor replicas with what they said of themselves."""
+    """The executor replicas that are there, with what they said of themselves.
+
+    `running` counts the attempts that each of them holds.
+    """
+    running = (
+        select(func.count())
+        .where(attempts.c.replica_id == replicas.c.replica_id, attempts.c.status == "running")
+        .scalar_subquery()
+        .label("running")
+    )
     rows = connection.execute(
-        select(replicas).where(replicas.c.status == "live").order_by(replicas.c.registered_ms)
+        select(replicas, running)
+        .where(replicas.c.status.in_(("live", "draining")))
+        .order_by(replicas.c.registered_ms)
     )
     return [
         {
             "replica_id": row.replica_id,
             "actor_id": row.actor_id,
+            "status": row.status,
+            "running": row.running,
+            "restart_count": row.restart_count,
             "initialized_at": format_time(row.registered_ms),
             "isolation": json.loads(row.event)["payload"]["isolation"],
         }
